@@ -1,0 +1,116 @@
+//! Storage types: `f32`, `f16` and `bf16` (of the `half` crate).
+//!
+//! The storage type decides one rounding at the store and none at the load; everything between is `f32`. Scalar
+//! conversions of the `half` crate look the CPU up on each call, so kernels convert through [`Isa`] only.
+
+use crate::isa::Isa;
+use crate::view::{AnyView, View};
+use half::{bf16, f16};
+
+/// A storage type's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum DType {
+    /// 32-bit IEEE.
+    F32,
+    /// 16-bit IEEE.
+    F16,
+    /// 16 bits with `f32`'s exponent.
+    Bf16,
+}
+
+impl DType {
+    /// The name used in messages and bench ids: `f32`, `f16` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+        }
+    }
+
+    /// The size of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+
+    /// The unit roundoff of one store: 2^-24, 2^-11 or 2^-8.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            DType::F32 => 2f64.powi(-24),
+            DType::F16 => 2f64.powi(-11),
+            DType::Bf16 => 2f64.powi(-8),
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A type that operands can be stored in. Sealed: `f32`, [`f16`] and [`bf16`].
+pub trait Element: sealed::Storage {
+    /// Its name.
+    const DTYPE: DType;
+
+    /// Exact widening.
+    fn to_f32(self) -> f32;
+
+    /// Rounding to nearest even; NaN stays NaN.
+    fn from_f32(x: f32) -> Self;
+}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// What the kernels need of a storage type.
+    #[allow(private_interfaces, private_bounds, reason = "sealed: nobody outside can name or implement it")]
+    pub trait Storage: crate::scratch::Zeroed + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
+        fn load<I: Isa>(isa: I, src: &[Self]) -> I::F;
+        fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]);
+        fn erase(view: View<'_, Self>) -> AnyView<'_>
+        where
+            Self: Element;
+    }
+}
+
+macro_rules! element {
+    ($type:ty, $dtype:ident, $load:ident, $store:ident, $to:expr, $from:expr) => {
+        #[allow(private_interfaces, private_bounds, reason = "sealed: nobody outside can name or implement it")]
+        impl sealed::Storage for $type {
+            #[inline(always)]
+            fn load<I: Isa>(isa: I, src: &[Self]) -> I::F {
+                isa.$load(src)
+            }
+            #[inline(always)]
+            fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]) {
+                isa.$store(x, dst)
+            }
+            fn erase(view: View<'_, Self>) -> AnyView<'_> {
+                AnyView::$dtype(view)
+            }
+        }
+
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to(self)
+            }
+            #[inline(always)]
+            fn from_f32(x: f32) -> Self {
+                $from(x)
+            }
+        }
+    };
+}
+
+element!(f32, F32, load, store, |x| x, |x| x);
+element!(f16, F16, load_f16, store_f16, f16::to_f32_const, f16::from_f32_const);
+element!(bf16, Bf16, load_bf16, store_bf16, bf16::to_f32_const, bf16::from_f32_const);

@@ -1,0 +1,305 @@
+//! What a call reads and what it writes.
+
+use crate::element::Element;
+use crate::mask::Mask;
+use crate::panels::KeyPanels;
+use crate::view::{AnyView, View, ViewMut};
+
+/// Where the queries stand among the keys: the position of a sequence's first query.
+///
+/// Positions decide causal masks, windows, prefixes, documents and ALiBi; nothing is aligned by itself. With as many
+/// queries as keys the default is [`TopLeft`](QueryStart::TopLeft); otherwise it has to be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryStart<'a> {
+    /// Query 0 stands at key 0.
+    TopLeft,
+    /// The last query stands at the last valid key: `kv_len - q_len`, negative when there are more queries than
+    /// keys (the leading rows then see no key under a causal mask).
+    BottomRight,
+    /// Query 0 stands here, in all sequences.
+    At(i64),
+    /// Query 0 of sequence `s` stands at entry `s`.
+    PerSequence(&'a [i64]),
+}
+
+/// A ragged batch: sequences of different lengths packed one after another along the token axis of views whose batch
+/// is 1. Sequence `s` has queries `q_bounds[s]..q_bounds[s + 1]` and keys `kv_bounds[s]..kv_bounds[s + 1]`; both its
+/// query and its key positions count from its own first key.
+///
+/// Per-sequence arguments (key lengths, prefixes, query starts) and dense masks and biases, whose batch axis then is
+/// the sequence and whose rows and keys count within it, are indexed by `s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ragged<'a> {
+    /// Cumulative query counts, from 0: one more entry than sequences.
+    pub q_bounds: &'a [usize],
+    /// Cumulative key counts, from 0: as many entries.
+    pub kv_bounds: &'a [usize],
+}
+
+/// The keys: rows as they come, or panels as [`KeyPanels`] keeps them.
+#[derive(Debug)]
+pub enum Keys<'a, T: Element> {
+    /// `[batch, kv_heads, kv_len, head_dim]`.
+    Rows(View<'a, T>),
+    /// The same, held in panels of 64 keys.
+    Panels(&'a KeyPanels<T>),
+}
+
+impl<T: Element> Clone for Keys<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T: Element> Copy for Keys<'_, T> {}
+
+impl<T: Element> Keys<'_, T> {
+    /// `[batch, kv_heads, kv_len, head_dim]`.
+    pub fn shape(&self) -> [usize; 4] {
+        match self {
+            Keys::Rows(view) => view.shape(),
+            Keys::Panels(panels) => panels.shape(),
+        }
+    }
+}
+
+impl<'a, T: Element> From<View<'a, T>> for Keys<'a, T> {
+    fn from(view: View<'a, T>) -> Self {
+        Keys::Rows(view)
+    }
+}
+
+impl<'a, T: Element> From<&'a KeyPanels<T>> for Keys<'a, T> {
+    fn from(panels: &'a KeyPanels<T>) -> Self {
+        Keys::Panels(panels)
+    }
+}
+
+/// What a call reads: operands and everything that shapes the scores.
+///
+/// Per query head `h` with KV head `g = h / (q_heads / kv_heads)`, for query `i` and key `j`:
+///
+/// ```text
+/// s = scale * sum_d q[h, i, d] * k[g, j, d]
+/// s = softcap * tanh(s / softcap)                       if softcap
+/// s = s - alibi[h] * |q_pos - k_pos| + bias[h, i, j]    if alibi, bias
+/// s = -inf                                              where the mask or a bias of -inf removes the key
+/// p = exp(s) / (sum_j exp(s) + exp(sinks[h]))           the sink only if given
+/// out[h, i] = sum_j p[j] * v[g, j]                      over the keys left; +0 if there is none
+/// ```
+#[derive(Debug)]
+pub struct Inputs<'a, Q, T: Element> {
+    pub(crate) q: View<'a, Q>,
+    pub(crate) k: Keys<'a, T>,
+    pub(crate) v: View<'a, T>,
+    pub(crate) mask: Mask<'a>,
+    pub(crate) q_start: Option<QueryStart<'a>>,
+    pub(crate) ragged: Option<Ragged<'a>>,
+    pub(crate) scale: Option<f32>,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) alibi: Option<&'a [f32]>,
+    pub(crate) bias: Option<AnyView<'a>>,
+    pub(crate) sinks: Option<&'a [f32]>,
+}
+
+impl<Q, T: Element> Clone for Inputs<'_, Q, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<Q, T: Element> Copy for Inputs<'_, Q, T> {}
+
+impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
+    /// Queries `[batch, q_heads, q_len, head_dim]`, keys `[batch, kv_heads, kv_len, head_dim]` (a [`View`] or
+    /// [`KeyPanels`]) and values `[batch, kv_heads, kv_len, v_dim]`; no mask, scale `1 / sqrt(head_dim)`.
+    pub fn new(q: View<'a, Q>, k: impl Into<Keys<'a, T>>, v: View<'a, T>) -> Self {
+        Self {
+            q,
+            k: k.into(),
+            v,
+            mask: Mask::NONE,
+            q_start: None,
+            ragged: None,
+            scale: None,
+            softcap: None,
+            alibi: None,
+            bias: None,
+            sinks: None,
+        }
+    }
+
+    /// Which keys each query may attend.
+    pub fn mask(mut self, mask: Mask<'a>) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Where the queries stand.
+    pub fn q_start(mut self, q_start: QueryStart<'a>) -> Self {
+        self.q_start = Some(q_start);
+        self
+    }
+
+    /// The token axes hold several sequences.
+    pub fn ragged(mut self, ragged: Ragged<'a>) -> Self {
+        self.ragged = Some(ragged);
+        self
+    }
+
+    /// The factor of the scores, any finite number; `1 / sqrt(head_dim)` if not given.
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Caps the scores smoothly at ±`softcap`, which is positive and finite.
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// ALiBi: subtracts `slopes[q_head] * |q_pos - k_pos|`. See [`alibi_slopes`](crate::alibi_slopes) for the
+    /// slopes of the paper.
+    pub fn alibi(mut self, slopes: &'a [f32]) -> Self {
+        self.alibi = Some(slopes);
+        self
+    }
+
+    /// Adds a dense bias to the scaled, capped scores. Shape `[batch, q_heads, q_len, kv_len]`, stored as f32, f16
+    /// or bf16; an axis of size 1 repeats. -inf removes the key, as a mask does.
+    pub fn bias(mut self, bias: impl Into<AnyView<'a>>) -> Self {
+        self.bias = Some(bias.into());
+        self
+    }
+
+    /// One logit per query head that joins the denominator and nothing else: not scaled, not capped, without a
+    /// value. Not part of a returned LSE.
+    pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
+        self.sinks = Some(sinks);
+        self
+    }
+
+    /// The queries.
+    pub fn q(&self) -> View<'a, Q> {
+        self.q
+    }
+
+    /// The keys.
+    pub fn k(&self) -> Keys<'a, T> {
+        self.k
+    }
+
+    /// The values.
+    pub fn v(&self) -> View<'a, T> {
+        self.v
+    }
+
+    /// The shape of the output: `[batch, q_heads, q_len, v_dim]`.
+    pub fn output_shape(&self) -> [usize; 4] {
+        let [batch, q_heads, q_len, _] = self.q.shape();
+        [batch, q_heads, q_len, self.v.shape()[3]]
+    }
+}
+
+/// Which numbers [`Scores`] are, in the order in which they come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+pub enum ScoreStage {
+    /// `scale * q.k`, masked keys included.
+    Raw,
+    /// After softcap, masked keys included.
+    Capped,
+    /// After ALiBi, bias and mask: -inf at removed keys.
+    Biased,
+    /// Probabilities: 0 at removed keys. With a sink they sum to less than 1.
+    Softmax,
+}
+
+/// How an ONNX model numbers `qk_matmul_output_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnnxNumbering {
+    /// The operator's text since the errata of 2026: 0 raw, 1 capped, 2 biased, 3 softmax.
+    Errata,
+    /// Models and runtimes from before it, where 1 and 2 were exchanged.
+    Original,
+}
+
+impl ScoreStage {
+    /// The stage that ONNX `Attention` calls `mode`; `None` if there is none.
+    pub fn from_onnx_mode(mode: i64, numbering: OnnxNumbering) -> Option<Self> {
+        match (mode, numbering) {
+            (0, _) => Some(ScoreStage::Raw),
+            (1, OnnxNumbering::Errata) | (2, OnnxNumbering::Original) => Some(ScoreStage::Capped),
+            (2, OnnxNumbering::Errata) | (1, OnnxNumbering::Original) => Some(ScoreStage::Biased),
+            (3, _) => Some(ScoreStage::Softmax),
+            _ => None,
+        }
+    }
+}
+
+/// A request for scores or probabilities, in `f32`.
+///
+/// The output has shape `[batch, heads, rows, kv_len]`: all query heads and rows, or those chosen, in the order
+/// given. Only what is asked for is computed and held. Keys beyond a sequence's key length get -inf (0 at
+/// [`ScoreStage::Softmax`]).
+#[derive(Debug)]
+pub struct Scores<'a> {
+    pub(crate) stage: ScoreStage,
+    pub(crate) out: ViewMut<'a, f32>,
+    pub(crate) heads: Option<&'a [usize]>,
+    pub(crate) rows: Option<&'a [usize]>,
+}
+
+impl<'a> Scores<'a> {
+    /// Scores of all heads and rows.
+    pub fn new(stage: ScoreStage, out: ViewMut<'a, f32>) -> Self {
+        Self { stage, out, heads: None, rows: None }
+    }
+
+    /// Only these query heads.
+    pub fn heads(mut self, heads: &'a [usize]) -> Self {
+        self.heads = Some(heads);
+        self
+    }
+
+    /// Only these query rows.
+    pub fn rows(mut self, rows: &'a [usize]) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+}
+
+/// What a call writes. Nothing that is asked for besides `out` changes a bit of it.
+#[derive(Debug)]
+pub struct Outputs<'a, Q> {
+    pub(crate) out: ViewMut<'a, Q>,
+    pub(crate) lse: Option<&'a mut [f32]>,
+    pub(crate) row_max: Option<&'a mut [f32]>,
+    pub(crate) scores: Option<Scores<'a>>,
+}
+
+impl<'a, Q: Element> Outputs<'a, Q> {
+    /// `out`: `[batch, q_heads, q_len, v_dim]`, any strides that keep elements apart.
+    pub fn new(out: ViewMut<'a, Q>) -> Self {
+        Self { out, lse: None, row_max: None, scores: None }
+    }
+
+    /// The natural logarithm of the sum of `exp(score)` over the keys left, without the sink: `[batch, q_heads,
+    /// q_len]`, contiguous. -inf where no key is left.
+    pub fn lse(mut self, lse: &'a mut [f32]) -> Self {
+        self.lse = Some(lse);
+        self
+    }
+
+    /// The largest score of each row (biased, without the sink): `[batch, q_heads, q_len]`, contiguous. -inf where
+    /// no key is left, NaN where the row is NaN.
+    pub fn row_max(mut self, row_max: &'a mut [f32]) -> Self {
+        self.row_max = Some(row_max);
+        self
+    }
+
+    /// Scores at some stage.
+    pub fn scores(mut self, scores: Scores<'a>) -> Self {
+        self.scores = Some(scores);
+        self
+    }
+}

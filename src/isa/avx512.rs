@@ -1,0 +1,230 @@
+//! AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers, mask registers.
+
+use super::{Isa, Kernel};
+use core::arch::x86_64::*;
+use half::{bf16, f16};
+
+/// Wraps intrinsics.
+macro_rules! op {
+    ($body:expr) => {{
+        // SAFETY: `self` was built by `new`, so the CPU has the features; every pointer comes from a reference to
+        // an array of exactly the size accessed.
+        unsafe { $body }
+    }};
+}
+
+/// Proof of AVX-512 F, BW, DQ and VL (and the AVX2, FMA and F16C below it).
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    #[inline]
+    pub(crate) fn new() -> Option<Self> {
+        // The list must be that of `vectorize`.
+        let present = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        present.then_some(Self(()))
+    }
+
+    #[inline]
+    pub(crate) fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn shim<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
+        op!(shim(self, kernel))
+    }
+}
+
+/// Proof of [`Avx512`] and AVX512-BF16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(Avx512);
+
+impl Avx512Bf16 {
+    #[inline]
+    pub(crate) fn new() -> Option<Self> {
+        let isa = Avx512::new()?;
+        is_x86_feature_detected!("avx512bf16").then_some(Self(isa))
+    }
+}
+
+#[inline(always)]
+fn head<T, const N: usize>(src: &[T]) -> &[T; N] {
+    src.first_chunk().expect("a vector's worth of values")
+}
+
+#[inline(always)]
+fn head_mut<T, const N: usize>(dst: &mut [T]) -> &mut [T; N] {
+    dst.first_chunk_mut().expect("room for a vector")
+}
+
+impl Isa for Avx512 {
+    type F = __m512;
+    type M = __mmask16;
+
+    const LANES: usize = 16;
+    const FUSED: bool = true;
+    const SCALES_ANY: bool = true;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        op!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, src: &[f32]) -> __m512 {
+        let src: &[f32; 16] = head(src);
+        op!(_mm512_loadu_ps(src.as_ptr()))
+    }
+    #[inline(always)]
+    fn load_f16(self, src: &[f16]) -> __m512 {
+        let src: &[f16; 16] = head(src);
+        op!(_mm512_cvtph_ps(_mm256_loadu_si256(src.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, src: &[bf16]) -> __m512 {
+        let src: &[bf16; 16] = head(src);
+        op!({
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, dst: &mut [f32]) {
+        let dst: &mut [f32; 16] = head_mut(dst);
+        op!(_mm512_storeu_ps(dst.as_mut_ptr(), x))
+    }
+    #[inline(always)]
+    fn store_f16(self, x: __m512, dst: &mut [f16]) {
+        let dst: &mut [f16; 16] = head_mut(dst);
+        op!(_mm256_storeu_si256(dst.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)))
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: __m512, dst: &mut [bf16]) {
+        let dst: &mut [bf16; 16] = head_mut(dst);
+        op!({
+            let bits = _mm512_castps_si512(x);
+            let top = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
+            let carried = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let rounded = _mm512_srli_epi32::<16>(carried);
+            let quiet = _mm512_or_si512(top, _mm512_set1_epi32(0x40));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let bits = _mm512_mask_mov_epi32(rounded, nan, quiet);
+            _mm256_storeu_si256(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(bits))
+        })
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        op!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        op!(_mm512_abs_ps(a))
+    }
+    #[inline(always)]
+    fn copysign(self, a: __m512, b: __m512) -> __m512 {
+        op!({
+            // Bitwise "sign ? b : a".
+            let sign = _mm512_set1_epi32(i32::MIN);
+            let bits = _mm512_ternarylogic_epi32::<0xca>(sign, _mm512_castps_si512(b), _mm512_castps_si512(a));
+            _mm512_castsi512_ps(bits)
+        })
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn scale_exp2(self, a: __m512, n: __m512) -> __m512 {
+        op!(_mm512_scalef_ps(a, n))
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: __m512) -> f32 {
+        op!(_mm512_reduce_max_ps(a))
+    }
+
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn mask(self, bits: u32) -> __mmask16 {
+        bits as __mmask16
+    }
+    #[inline(always)]
+    fn bits(self, m: __mmask16) -> u32 {
+        u32::from(m)
+    }
+    #[inline(always)]
+    fn select(self, m: __mmask16, a: __m512, b: __m512) -> __m512 {
+        op!(_mm512_mask_mov_ps(b, m, a))
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m512]) {
+        let r: &mut [__m512; 16] = head_mut(rows);
+        op!({
+            // Pairs of rows, then quads: t[4q + i] holds, in its 128-bit block b, column 4b + i of rows 4q..4q + 4.
+            let mut t = *r;
+            for q in 0..4 {
+                let [a, b, c, d] = [r[4 * q], r[4 * q + 1], r[4 * q + 2], r[4 * q + 3]];
+                let ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                t[4 * q] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+                t[4 * q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+                t[4 * q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+                t[4 * q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+            }
+            // Then the 4 x 4 transposition of blocks.
+            for i in 0..4 {
+                let [a, b, c, d] = [t[i], t[4 + i], t[8 + i], t[12 + i]];
+                let ab_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
+                r[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even);
+                r[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even);
+                r[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd);
+                r[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn touch<T: Copy>(self, src: &[T], at: usize) {
+        super::touch(src, at);
+    }
+}

@@ -1,0 +1,237 @@
+//! The SIMD layer: one trait, one token type per instruction set, run-time dispatch.
+//!
+//! A *token* is a zero-sized type that can be built only when the CPU has its features; holding one is the proof
+//! that its operations may run, which is why they are safe methods. A kernel is written once, generic over
+//! [`Isa`], and entered through [`Level::dispatch`], which is the one place that names target features.
+//! Everything between the dispatch and a token's method has to be `#[inline(always)]`: the code gets its target
+//! features by being inlined into the dispatch shim, and a call that is not inlined runs without them, some
+//! fifty times slower and silently so.
+//!
+//! This module and its children are the only ones that name `core::arch`.
+
+#[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+mod avx512;
+mod portable;
+
+use crate::error::AttentionError;
+use half::{bf16, f16};
+use std::sync::OnceLock;
+
+#[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+pub(crate) use avx512::Avx512Bf16;
+
+/// Operations on vectors of [`LANES`](Isa::LANES) `f32`, or on as many booleans (`M`).
+///
+/// A value of the implementing type proves that the CPU can execute them. The set is what the kernels need and no
+/// more. Unless an operation says otherwise, each lane is the IEEE-754 result, rounded to nearest even.
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
+    /// A vector of `LANES` values.
+    type F: Copy;
+    /// A vector of `LANES` booleans.
+    type M: Copy;
+
+    /// Values in a vector: 8 or 16.
+    const LANES: usize;
+    /// Whether [`mul_add`](Isa::mul_add) rounds once (true) or twice (false).
+    const FUSED: bool;
+    /// Whether [`scale_exp2`](Isa::scale_exp2) takes any exponent, infinities and NaN included.
+    const SCALES_ANY: bool;
+    /// Vector registers that a kernel may count on.
+    const REGISTERS: usize;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// The first `LANES` values of `src`, which must hold as many.
+    fn load(self, src: &[f32]) -> Self::F;
+    /// The same from half precision; widening is exact.
+    fn load_f16(self, src: &[f16]) -> Self::F;
+    /// The same from bfloat16; widening is exact.
+    fn load_bf16(self, src: &[bf16]) -> Self::F;
+    /// Writes `LANES` values to the front of `dst`, which must have room for them.
+    fn store(self, x: Self::F, dst: &mut [f32]);
+    /// The same to half precision, rounded to nearest even, NaN kept.
+    fn store_f16(self, x: Self::F, dst: &mut [f16]);
+    /// The same to bfloat16, rounded to nearest even, NaN kept, subnormals kept.
+    fn store_bf16(self, x: Self::F, dst: &mut [bf16]);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, see [`FUSED`](Isa::FUSED).
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: `b` when either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`: `b` when either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The nearest integer, ties to even. `|a| <= 2^22`, infinite or NaN.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `a * 2^n`, rounded once, for integral `n` in -252..=252 (any `n` where [`SCALES_ANY`](Isa::SCALES_ANY)) and
+    /// `|a|` in [0.5, 2] or NaN.
+    fn scale_exp2(self, a: Self::F, n: Self::F) -> Self::F;
+    /// The largest lane, from a tree of [`max`](Isa::max); with a NaN in some lane, any lane's value.
+    fn reduce_max(self, a: Self::F) -> f32;
+
+    /// `a < b`, false when either is NaN.
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// Lane `i` takes bit `i` of `bits`; higher bits are ignored.
+    fn mask(self, bits: u32) -> Self::M;
+    /// Bit `i` from lane `i`; higher bits are 0.
+    fn bits(self, m: Self::M) -> u32;
+    /// `if m { a } else { b }`, an exact copy of the chosen one.
+    fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
+
+    /// Transposes the square whose row `i` is `rows[i]`; `rows` holds `LANES` vectors.
+    fn transpose(self, rows: &mut [Self::F]);
+
+    /// Reads one byte of the cache line that holds `src[at]`, so that it arrives early; nothing if out of bounds.
+    fn touch<T: Copy>(self, src: &[T], at: usize);
+}
+
+/// A computation written once for all instruction sets; `run` must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// An instruction set the kernels are compiled for, from the most general to the most capable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum Level {
+    /// Whatever the crate was compiled for, through the `wide` crate. On plain x86-64 this is SSE2, without fused
+    /// multiply-add.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Level {
+    /// Every level there is, lowest first, whether or not this CPU has it.
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+
+    /// The name that [`Level::from_name`] and the environment variable `LUCID_LEVEL` understand.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// The level called `name`.
+    ///
+    /// # Errors
+    /// [`AttentionError::UnknownLevel`] if there is none.
+    pub fn from_name(name: &str) -> Result<Level, AttentionError> {
+        Level::ALL
+            .into_iter()
+            .find(|level| level.name() == name)
+            .ok_or_else(|| AttentionError::UnknownLevel { name: name.to_owned() })
+    }
+
+    /// Whether this CPU and this build can run the level.
+    pub fn is_available(self) -> bool {
+        match self {
+            Level::Portable => true,
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx2 => avx2::Avx2::new().is_some(),
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx512 => avx512::Avx512::new().is_some(),
+            #[cfg(not(all(target_arch = "x86_64", not(lucid_force_portable))))]
+            Level::Avx2 | Level::Avx512 => false,
+        }
+    }
+
+    /// The levels that can run here, lowest first.
+    pub fn available() -> impl Iterator<Item = Level> {
+        Level::ALL.into_iter().filter(|level| level.is_available())
+    }
+
+    /// The highest level that can run here, or the one that `LUCID_LEVEL` names. The variable is read once per
+    /// process.
+    ///
+    /// # Errors
+    /// `LUCID_LEVEL` names a level that does not exist ([`AttentionError::UnknownLevel`]) or that this CPU lacks
+    /// ([`AttentionError::LevelUnavailable`]).
+    pub fn detect() -> Result<Level, AttentionError> {
+        static FORCED: OnceLock<Option<String>> = OnceLock::new();
+        static BEST: OnceLock<Level> = OnceLock::new();
+        let forced = FORCED.get_or_init(|| {
+            std::env::var_os("LUCID_LEVEL").map(|name| name.to_string_lossy().into_owned())
+        });
+        match forced {
+            Some(name) => Level::from_name(name)?.check_available(),
+            None => Ok(*BEST.get_or_init(|| Level::available().last().unwrap_or(Level::Portable))),
+        }
+    }
+
+    /// This level, if it can run here.
+    ///
+    /// # Errors
+    /// [`AttentionError::LevelUnavailable`] otherwise.
+    pub fn check_available(self) -> Result<Level, AttentionError> {
+        if self.is_available() { Ok(self) } else { Err(AttentionError::LevelUnavailable { level: self.name() }) }
+    }
+
+    /// Whether a multiply-add rounds once. Levels for which this holds give the same bits for the same call.
+    pub fn is_fused(self) -> bool {
+        match self {
+            Level::Portable => portable::Portable::FUSED,
+            Level::Avx2 | Level::Avx512 => true,
+        }
+    }
+
+    /// Whether the opt-in bf16 dot-product tier runs at this level on this CPU.
+    pub fn has_bf16_dot(self) -> bool {
+        match self {
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx512 => Avx512Bf16::new().is_some(),
+            _ => false,
+        }
+    }
+
+    /// Runs `kernel` compiled for this level. A level that cannot run here (which a plan never holds) falls back to
+    /// the portable one.
+    #[inline]
+    pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx512 => {
+                if let Some(isa) = avx512::Avx512::new() {
+                    return isa.vectorize(kernel);
+                }
+            }
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx2 => {
+                if let Some(isa) = avx2::Avx2::new() {
+                    return isa.vectorize(kernel);
+                }
+            }
+            _ => {}
+        }
+        kernel.run(portable::Portable)
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Reads a byte of `src[at]` that the compiler cannot drop.
+#[inline(always)]
+fn touch<T: Copy>(src: &[T], at: usize) {
+    if let Some(value) = src.get(at) {
+        // SAFETY: the pointer comes from a reference to a value of at least one initialised byte: `T` is an element
+        // type without padding, and a `MaybeUninit<u8>` may hold any byte.
+        unsafe { std::ptr::from_ref(value).cast::<std::mem::MaybeUninit<u8>>().read_volatile() };
+    }
+}

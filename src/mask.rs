@@ -1,0 +1,377 @@
+//! Which keys a query may attend, asked in two ways.
+//!
+//! ```text
+//!              keys 0 ......... 256 ......... 512 ....          kernels ask     interval(row) -> one run of keys
+//!  query 0     ##############   |               |                               tile_bits(row, tile) -> 256 bits
+//!  query 1     ###############  |               |               the reference   allows(cell) -> bool
+//!  query 2     ################ |               |               asks
+//!              `- Partial tile -´`- not visited -´
+//! ```
+//!
+//! All parts of a [`Mask`] compose by AND. Each one narrows a row's *interval* of keys, which decides the tiles that are
+//! visited at all; only interval lists of more than one span, dense boolean masks and biases of -inf need *bits*
+//! inside the interval. The kernels see nothing else, so a new mask is one more line in [`Mask::interval`] (or in
+//! [`Mask::tile_bits`]) and one in [`Mask::allows`], and a property test holds the two against each other.
+//!
+//! Positions: key `j` has position `j`, counted from the first key of its own sequence; query `i` has position
+//! `q_start + i`, see [`QueryStart`](crate::QueryStart).
+
+use crate::error::AttentionError;
+use crate::view::View;
+use std::ops::Range;
+
+/// Keys in a tile of the order of operations, and bits in a [`TileBits`].
+pub(crate) const TILE: usize = 256;
+
+/// One bit per key of a tile of [`TILE`] keys: set means allowed.
+pub(crate) type TileBits = [u64; TILE / 64];
+
+/// A run of keys `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Span {
+    /// The first key.
+    pub start: usize,
+    /// One past the last.
+    pub end: usize,
+}
+
+/// A list of allowed key runs for each query row, in O(rows) memory.
+///
+/// Rows are `[batch, q_heads, q_len]` in that order; `batch` and `q_heads` may be 1 to serve all. The spans of row `r`
+/// are `spans[offsets[r]..offsets[r + 1]]`, sorted and disjoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Intervals<'a> {
+    shape: [usize; 3],
+    offsets: &'a [usize],
+    spans: &'a [Span],
+}
+
+impl<'a> Intervals<'a> {
+    /// Checks and wraps the lists.
+    ///
+    /// # Errors
+    /// `offsets` does not have `batch * q_heads * q_len + 1` ascending entries that end at `spans.len()`, or a row's
+    /// spans are not sorted, disjoint and forward.
+    pub fn new(
+        shape: [usize; 3],
+        offsets: &'a [usize],
+        spans: &'a [Span],
+    ) -> Result<Self, AttentionError> {
+        let rows = shape
+            .iter()
+            .try_fold(1usize, |product, &n| product.checked_mul(n))
+            .and_then(|rows| rows.checked_add(1))
+            .ok_or(AttentionError::SizeOverflow { operand: "intervals" })?;
+        if offsets.len() != rows {
+            let (expected, got) = (rows, offsets.len());
+            return Err(AttentionError::Shape { operand: "intervals", axis: "offsets", expected, got });
+        }
+        let ascending = offsets.windows(2).all(|pair| pair[0] <= pair[1]);
+        if !ascending || offsets[0] != 0 || offsets[rows - 1] != spans.len() {
+            return Err(AttentionError::Value {
+                operand: "intervals",
+                expected: "offsets that ascend from 0 to the number of spans",
+                got: format!("{} spans and offsets ending in {:?}", spans.len(), offsets.last()),
+            });
+        }
+        for row in offsets.windows(2) {
+            let spans = &spans[row[0]..row[1]];
+            let forward = spans.iter().all(|span| span.start <= span.end);
+            let sorted = spans.windows(2).all(|pair| pair[0].end <= pair[1].start);
+            if !forward || !sorted {
+                return Err(AttentionError::Value {
+                    operand: "intervals",
+                    expected: "sorted, disjoint spans with start <= end in every row",
+                    got: format!("{spans:?}"),
+                });
+            }
+        }
+        Ok(Self { shape, offsets, spans })
+    }
+
+    /// The spans of one row.
+    fn row(&self, sequence: usize, head: usize, query: usize) -> &'a [Span] {
+        let [batch, heads, q_len] = self.shape;
+        let batch = if batch == 1 { 0 } else { sequence };
+        let head = if heads == 1 { 0 } else { head };
+        let row = (batch * heads + head) * q_len + query;
+        &self.spans[self.offsets[row]..self.offsets[row + 1]]
+    }
+}
+
+/// Which keys each query may attend; parts compose by AND. Cheap to copy: it borrows its data.
+///
+/// ```
+/// use lucid_attention::Mask;
+/// // Causal, at most 4096 keys back, and the second sequence has only 100 valid keys.
+/// let mask = Mask::causal().window(Some(4096), None).kv_lens(&[512, 100]);
+/// # let _ = mask;
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mask<'a> {
+    pub(crate) causal: bool,
+    pub(crate) prefix: Option<&'a [usize]>,
+    pub(crate) left: Option<usize>,
+    pub(crate) right: Option<usize>,
+    pub(crate) last_n: Option<usize>,
+    pub(crate) kv_lens: Option<&'a [usize]>,
+    pub(crate) documents: Option<&'a [usize]>,
+    pub(crate) intervals: Option<Intervals<'a>>,
+    pub(crate) allowed: Option<View<'a, bool>>,
+}
+
+/// One (query, key) pair, as [`Mask::allows`] is asked about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Batch index, or the index of the sequence in a ragged batch.
+    pub sequence: usize,
+    /// Query head.
+    pub q_head: usize,
+    /// The query's index in its sequence's part of this call.
+    pub query: usize,
+    /// The query's position: `q_start + query`.
+    pub q_pos: i64,
+    /// The key's position in its own sequence.
+    pub k_pos: usize,
+}
+
+impl<'a> Mask<'a> {
+    /// Every key.
+    pub const NONE: Mask<'static> = Mask {
+        causal: false,
+        prefix: None,
+        left: None,
+        right: None,
+        last_n: None,
+        kv_lens: None,
+        documents: None,
+        intervals: None,
+        allowed: None,
+    };
+
+    /// Keys at or before the query: `k_pos <= q_pos`.
+    pub fn causal() -> Self {
+        Mask { causal: true, ..Mask::NONE }
+    }
+
+    /// Causal, but the first `prefix[sequence]` keys are visible to every query: `k_pos <= q_pos || k_pos < prefix`.
+    /// `prefix` has one entry per sequence, or one for all.
+    pub fn prefix_lm(prefix: &'a [usize]) -> Self {
+        Mask { causal: true, prefix: Some(prefix), ..Mask::NONE }
+    }
+
+    /// Only keys within `left` positions before the query and `right` after it, the query's own position not
+    /// counted: `q_pos - left <= k_pos <= q_pos + right`. `None` leaves a side open. Several windows compose: the
+    /// narrower side counts.
+    pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
+        let narrower = |old: Option<usize>, new: Option<usize>| match (old, new) {
+            (Some(old), Some(new)) => Some(old.min(new)),
+            (old, new) => old.or(new),
+        };
+        self.left = narrower(self.left, left);
+        self.right = narrower(self.right, right);
+        self
+    }
+
+    /// The query's own position and the `n - 1` keys before it: what other systems call a window of `n`. `n` is at
+    /// least 1.
+    pub fn last_n_keys(mut self, n: usize) -> Self {
+        self.last_n = Some(self.last_n.map_or(n, |old| old.min(n)));
+        self.window(Some(n.saturating_sub(1)), Some(0))
+    }
+
+    /// Sequence `s` has only `kv_lens[s]` valid keys; what lies beyond is never read into the result.
+    pub fn kv_lens(mut self, kv_lens: &'a [usize]) -> Self {
+        self.kv_lens = Some(kv_lens);
+        self
+    }
+
+    /// Several documents packed one after another into one sequence: document `i` holds positions
+    /// `boundaries[i]..boundaries[i + 1]`, and a query sees only keys of its own document. Positions outside all
+    /// documents see nothing. For sequences that lie packed in one buffer but are independent, see
+    /// [`Ragged`](crate::Ragged), which also restarts positions.
+    pub fn documents(mut self, boundaries: &'a [usize]) -> Self {
+        self.documents = Some(boundaries);
+        self
+    }
+
+    /// Only keys in the row's spans.
+    pub fn intervals(mut self, intervals: Intervals<'a>) -> Self {
+        self.intervals = Some(intervals);
+        self
+    }
+
+    /// Only keys whose entry is `true`. Shape `[batch, q_heads, q_len, kv_len]`; an axis of size 1 repeats.
+    pub fn allowed(mut self, allowed: View<'a, bool>) -> Self {
+        self.allowed = Some(allowed);
+        self
+    }
+
+    /// Whether the answer depends on where the queries stand.
+    pub(crate) fn is_positional(&self) -> bool {
+        self.causal || self.left.is_some() || self.right.is_some() || self.documents.is_some()
+    }
+
+    /// Whether some rows may need [`Mask::tile_bits`].
+    pub(crate) fn has_bits(&self) -> bool {
+        self.intervals.is_some() || self.allowed.is_some()
+    }
+
+    /// The definition: whether one query may attend one key. Slow; the reference asks nothing else.
+    pub fn allows(&self, cell: Cell) -> bool {
+        let Cell { sequence, q_head, query, q_pos, k_pos } = cell;
+        let k = i128::try_from(k_pos).unwrap_or(i128::MAX);
+        let q = i128::from(q_pos);
+        let entry = |list: &[usize]| if list.len() == 1 { list[0] } else { list[sequence] };
+        let causal = !self.causal || k <= q || self.prefix.is_some_and(|prefix| k_pos < entry(prefix));
+        let left = self.left.is_none_or(|left| q - left as i128 <= k);
+        let right = self.right.is_none_or(|right| k <= q + right as i128);
+        let valid = self.kv_lens.is_none_or(|lens| k_pos < entry(lens));
+        let document = self.documents.is_none_or(|bounds| {
+            bounds.windows(2).any(|doc| {
+                let (start, end) = (doc[0] as i128, doc[1] as i128);
+                start <= q && q < end && start <= k && k < end
+            })
+        });
+        let listed = self.intervals.is_none_or(|list| {
+            list.row(sequence, q_head, query).iter().any(|span| span.start <= k_pos && k_pos < span.end)
+        });
+        let allowed = self.allowed.is_none_or(|view| {
+            let [batch, heads, queries, keys] = view.shape();
+            let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
+            view.get([at(batch, sequence), at(heads, q_head), at(queries, query), at(keys, k_pos)])
+                == Some(&true)
+        });
+        causal && left && right && valid && document && listed && allowed
+    }
+
+    /// The smallest run of keys that holds all that row may attend among `0..kv_len`.
+    #[inline]
+    pub(crate) fn interval(&self, row: MaskRow, kv_len: usize) -> Range<usize> {
+        let mut range = 0..kv_len;
+        if self.causal {
+            let mut end = position(row.q_pos.saturating_add(1));
+            if let Some(prefix) = self.prefix {
+                end = end.max(if prefix.len() == 1 { prefix[0] } else { prefix[row.sequence] });
+            }
+            range.end = range.end.min(end);
+        }
+        if let Some(left) = self.left {
+            range.start = range.start.max(position(row.q_pos.saturating_sub_unsigned(left as u64)));
+        }
+        if let Some(right) = self.right {
+            range.end = range.end.min(position(row.q_pos.saturating_add_unsigned(right as u64).saturating_add(1)));
+        }
+        if let Some(bounds) = self.documents {
+            let document = document(bounds, row.q_pos);
+            range = range.start.max(document.start)..range.end.min(document.end);
+        }
+        if let Some(list) = self.intervals {
+            let spans = list.row(row.sequence, row.q_head, row.query);
+            let hull = spans.first().map_or(0, |span| span.start)..spans.last().map_or(0, |span| span.end);
+            range = range.start.max(hull.start)..range.end.min(hull.end);
+        }
+        if range.start >= range.end { 0..0 } else { range }
+    }
+
+    /// Narrows `bits`, which stand for the keys from `tile_start` on, to those that the row may attend. Only the
+    /// parts that an interval cannot express are looked at; the rest is in [`Mask::interval`].
+    pub(crate) fn tile_bits(&self, row: MaskRow, tile_start: usize, keys: usize, bits: &mut TileBits) {
+        if let Some(list) = self.intervals {
+            let spans = list.row(row.sequence, row.q_head, row.query);
+            if spans.len() > 1 {
+                let mut listed = TileBits::default();
+                for span in spans {
+                    let start = span.start.clamp(tile_start, tile_start + TILE) - tile_start;
+                    let end = span.end.clamp(tile_start, tile_start + TILE) - tile_start;
+                    set_range(&mut listed, start..end);
+                }
+                intersect(bits, &listed);
+            }
+        }
+        if let Some(view) = self.allowed {
+            let row = view.from(row.sequence, row.q_head, row.query);
+            let step = view.strides()[3];
+            let mut allowed = TileBits::default();
+            for key in 0..keys {
+                let bit = u64::from(row[(tile_start + key) * step]);
+                allowed[key / 64] |= bit << (key % 64);
+            }
+            intersect(bits, &allowed);
+        }
+    }
+}
+
+/// A query row, as the kernels ask about it: [`Cell`] without the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MaskRow {
+    pub(crate) sequence: usize,
+    pub(crate) q_head: usize,
+    pub(crate) query: usize,
+    pub(crate) q_pos: i64,
+}
+
+/// A position as an index, negative ones as 0.
+#[inline(always)]
+fn position(pos: i64) -> usize {
+    usize::try_from(pos.max(0)).unwrap_or(usize::MAX)
+}
+
+/// The document that position `q_pos` lies in.
+fn document(bounds: &[usize], q_pos: i64) -> Range<usize> {
+    let Ok(pos) = usize::try_from(q_pos) else { return 0..0 };
+    // With empty documents several boundaries are equal: the last one at or before `pos` opens its document.
+    let after = bounds.partition_point(|&bound| bound <= pos);
+    if after == 0 || after == bounds.len() { 0..0 } else { bounds[after - 1]..bounds[after] }
+}
+
+/// Sets the bits of a range.
+pub(crate) fn set_range(bits: &mut TileBits, range: Range<usize>) {
+    for (index, word) in bits.iter_mut().enumerate() {
+        let start = range.start.saturating_sub(index * 64).min(64);
+        let end = range.end.saturating_sub(index * 64).min(64);
+        if start < end {
+            *word |= (u64::MAX >> (64 - (end - start))) << start;
+        }
+    }
+}
+
+fn intersect(bits: &mut TileBits, other: &TileBits) {
+    for (word, other) in bits.iter_mut().zip(other) {
+        *word &= other;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_bits() {
+        for start in 0..=TILE {
+            for end in start..=TILE {
+                let mut bits = TileBits::default();
+                set_range(&mut bits, start..end);
+                for key in 0..TILE {
+                    assert_eq!(
+                        bits[key / 64] >> (key % 64) & 1 == 1,
+                        (start..end).contains(&key),
+                        "{start}..{end} at {key}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_lies_in_one_document() {
+        let bounds = [2, 5, 5, 9];
+        let of = |pos| document(&bounds, pos);
+        assert_eq!(of(1), 0..0, "before the first document");
+        assert_eq!(of(2), 2..5, "the first position of a document");
+        assert_eq!(of(5), 5..9, "an empty document holds nothing");
+        assert_eq!(of(9), 0..0, "after the last document");
+        assert_eq!(of(-1), 0..0, "a negative position");
+    }
+}

@@ -1,0 +1,69 @@
+//! The sizes a plan is made for.
+
+use crate::element::Element;
+use crate::error::AttentionError;
+use crate::inputs::Inputs;
+
+/// Heads, dimensions and the largest lengths: what a [`Plan`](crate::Plan) fixes.
+///
+/// Storage types, the batch, the mask and everything else that shapes scores are the call's: a plan's choices and
+/// scratch do not depend on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct Problem {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Key and value heads; divides `q_heads`. Query head `h` uses KV head `h / (q_heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Size of a query and of a key, at least 1.
+    pub head_dim: usize,
+    /// Size of a value.
+    pub v_dim: usize,
+    /// The most queries of a sequence in one call.
+    pub max_q_len: usize,
+    /// The most keys of a sequence in one call.
+    pub max_kv_len: usize,
+}
+
+impl Problem {
+    /// As many KV heads as query heads and values as large as keys; set the fields for anything else.
+    pub fn new(heads: usize, head_dim: usize, max_q_len: usize, max_kv_len: usize) -> Self {
+        Self { q_heads: heads, kv_heads: heads, head_dim, v_dim: head_dim, max_q_len, max_kv_len }
+    }
+
+    /// The problem that exactly fits some inputs.
+    pub fn of<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Self {
+        let [_, q_heads, max_q_len, head_dim] = inputs.q().shape();
+        let [_, kv_heads, max_kv_len, _] = inputs.k().shape();
+        Self { q_heads, kv_heads, head_dim, v_dim: inputs.v().shape()[3], max_q_len, max_kv_len }
+    }
+
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.q_heads.checked_div(self.kv_heads).unwrap_or(0)
+    }
+
+    /// The rules that sizes obey by themselves.
+    pub(crate) fn validate(&self) -> Result<(), AttentionError> {
+        if self.head_dim == 0 {
+            return Err(AttentionError::Value {
+                operand: "head_dim",
+                expected: "at least 1",
+                got: "0".to_owned(),
+            });
+        }
+        let divides = if self.kv_heads == 0 {
+            self.q_heads == 0
+        } else {
+            self.q_heads.is_multiple_of(self.kv_heads)
+        };
+        if !divides {
+            return Err(AttentionError::Value {
+                operand: "q_heads",
+                expected: "a multiple of kv_heads",
+                got: format!("{} with kv_heads = {}", self.q_heads, self.kv_heads),
+            });
+        }
+        Ok(())
+    }
+}
