@@ -4,6 +4,7 @@
 //! conversions of the `half` crate look the CPU up on each call, so kernels convert through [`Isa`] only.
 
 use crate::isa::Isa;
+use crate::rows::{AnyRows, SharedRows};
 use crate::view::{AnyView, View};
 use half::{bf16, f16};
 
@@ -77,6 +78,7 @@ pub(crate) mod sealed {
         fn erase(view: View<'_, Self>) -> AnyView<'_>
         where
             Self: Element;
+        fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_>;
     }
 }
 
@@ -94,6 +96,9 @@ macro_rules! element {
             }
             fn erase(view: View<'_, Self>) -> AnyView<'_> {
                 AnyView::$dtype(view)
+            }
+            fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_> {
+                AnyRows::$dtype(rows)
             }
         }
 

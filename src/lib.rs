@@ -3,22 +3,36 @@
 
 mod element;
 mod error;
+#[allow(unsafe_code, reason = "tasks claim disjoint output rows")]
+mod exact;
+mod explain;
 mod inputs;
 #[allow(unsafe_code, reason = "vector intrinsics and the target-feature shims around them")]
 mod isa;
+mod kernel;
 mod mask;
+pub mod math;
 mod panels;
 mod parallel;
+mod plan;
 mod problem;
+pub mod reference;
+#[allow(unsafe_code, reason = "hands disjoint output rows to tasks")]
+mod rows;
+mod score;
 #[allow(unsafe_code, reason = "aligned allocation and huge-page advice")]
 mod scratch;
+mod softmax;
+mod tile;
 mod view;
 
 pub use element::{DType, Element};
 pub use error::AttentionError;
+pub use explain::{Explanation, KeyPath};
 pub use inputs::{Inputs, Keys, OnnxNumbering, Outputs, QueryStart, Ragged, ScoreStage, Scores};
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};
 pub use panels::KeyPanels;
+pub use plan::{Plan, PlanOptions, Workspace, attention};
 pub use problem::Problem;
 pub use view::{AnyView, Layout, View, ViewMut};

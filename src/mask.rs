@@ -17,7 +17,7 @@
 //! `q_start + i`, see [`QueryStart`](crate::QueryStart).
 
 use crate::error::AttentionError;
-use crate::view::View;
+use crate::view::{MASK_AXES, View};
 use std::ops::Range;
 
 /// Keys in a tile of the order of operations, and bits in a [`TileBits`].
@@ -88,6 +88,17 @@ impl<'a> Intervals<'a> {
             }
         }
         Ok(Self { shape, offsets, spans })
+    }
+
+    /// Checks the lists against `[batch, q_heads, q_len, kv_len]` of a call.
+    pub(crate) fn check(&self, shape: [usize; 4]) -> Result<(), AttentionError> {
+        for axis in 0..3 {
+            let (expected, got) = (shape[axis], self.shape[axis]);
+            if got != expected && (got != 1 || axis == 2) {
+                return Err(AttentionError::Shape { operand: "mask.intervals", axis: MASK_AXES[axis], expected, got });
+            }
+        }
+        Ok(())
     }
 
     /// The spans of one row.

@@ -206,6 +206,11 @@ impl<'a, T> View<'a, T> {
         Err(AttentionError::Stride { operand, got: self.strides[3] as isize })
     }
 
+    /// Checks all axes.
+    pub(crate) fn check_shape(&self, operand: &'static str, expected: [usize; 4]) -> Result<(), AttentionError> {
+        (0..4).try_for_each(|axis| self.check_axis(operand, axis, expected[axis]))
+    }
+
     /// Checks one axis.
     pub(crate) fn check_axis(
         &self,

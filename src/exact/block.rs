@@ -1,0 +1,449 @@
+//! One block: some query rows of one KV head against its keys, in the order of operations.
+//!
+//! ```text
+//! for split in splits of 1024 keys                      states start fresh
+//!     for tile in tiles of 256 keys that a row may attend
+//!         for group of up to 6 rows
+//!             t = q' . k                                 kernel::score
+//!             t = cap, ALiBi, bias                       crate::score
+//!             p = exp2(t - m), l += p, a *= rescale      crate::softmax
+//!             a += p . v                                 kernel::value
+//!     merge the split's states into the total
+//! out = a / l
+//! ```
+//!
+//! Per tile and group of rows: 256 keys and values read once (from L2 when a block has more than one group), weights
+//! stay in L1. A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of
+//! keys that all rows share do, and only the ragged ends look at weights one by one.
+//!
+//! Prefill and decode differ in where keys come from ([`KeySource`]) and how rows are cut into blocks, not in this
+//! loop: which is why a row has the same bits in both.
+
+use super::call::{Call, Order};
+use crate::element::Element;
+use crate::inputs::Keys;
+use crate::isa::{Isa, Kernel};
+use crate::kernel::{MAX_ROWS, rows_const};
+use crate::kernel::pack::{merge_row, pack_panels, pack_query, scale_row, widen};
+use crate::kernel::score::{KeyRows, ScoreRows, score_panels, score_rows};
+use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
+use crate::mask::{MaskRow, TILE, TileBits, set_range};
+use crate::panels::PANEL;
+use crate::softmax::{Partial, RowState, softmax_row};
+use crate::view::with_any_view;
+use std::ops::Range;
+
+use super::finish::{Targets, finish_row};
+use super::partials::Partials;
+use super::sequence::Sequence;
+use super::workspace::Scratch;
+
+/// Which rows of which head a task works on.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) sequence: Sequence,
+    pub(crate) kv_head: usize,
+    /// Rows of the KV head, counted token by token and within a token query head by query head: heads that share keys
+    /// stand side by side, and a run of rows spans few positions.
+    pub(crate) rows: Range<usize>,
+    /// Keys to visit, whole splits (but for the end).
+    pub(crate) keys: Range<usize>,
+    /// Whether other blocks will come back to this head's keys, so that packing them pays.
+    pub(crate) shares_keys: bool,
+}
+
+/// A row of a block while it is worked on.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockRow {
+    pub(crate) mask: MaskRow,
+    /// All its keys lie in here.
+    pub(crate) keys: Range<usize>,
+    pub(crate) state: RowState,
+    pub(crate) total: Partial,
+}
+
+/// Where a block's keys come from.
+pub(crate) enum KeySource<'a, T> {
+    /// Panels as they are stored.
+    Panels(&'a [T]),
+    /// Panels packed into scratch, at their own place.
+    Packed,
+    /// Rows, packed into scratch tile by tile.
+    PackedTile(KeyRows<'a, T>),
+    /// Rows, transposed in registers.
+    Rows(KeyRows<'a, T>),
+}
+
+/// Computes a block and brings its results where they belong.
+pub(crate) struct BlockKernel<'a, 's, T: Element> {
+    pub(crate) call: &'a Call<'a, T>,
+    pub(crate) block: &'a Block,
+    pub(crate) scratch: &'s mut Scratch,
+    pub(crate) end: End<'a>,
+}
+
+/// What becomes of a block's rows.
+pub(crate) enum End<'a> {
+    /// They are done.
+    Finish(&'a Targets<'a>),
+    /// They are a part, kept at `[unit, split]` until all parts are there.
+    Keep { partials: &'a Partials<'a>, unit: usize, split: usize },
+}
+
+impl<T: Element> Kernel for BlockKernel<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let BlockKernel { call, block, scratch, end } = self;
+        prepare_rows(isa, call, block, scratch);
+        compute(isa, call, block, scratch);
+        let Scratch { rows, total, acc_stride, .. } = scratch;
+        for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
+            match &end {
+                End::Finish(targets) => finish_row(isa, call, &block.sequence, row, acc, targets),
+                End::Keep { partials, unit, split } => partials.put([*unit, *split, index], &row.total, acc),
+            }
+        }
+    }
+}
+
+/// Leaves in `scratch` each row's state and its output row before division.
+#[inline(always)]
+fn compute<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
+    let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
+    let source = key_source(isa, call, block, scratch, &keys);
+    let Order { tile, split } = call.order;
+    let mut first_split = true;
+    let mut at = keys.start;
+    while at < keys.end {
+        let end = keys.end.min((at / split + 1) * split);
+        reset(scratch);
+        while at < end {
+            let tile_start = at / tile * tile;
+            let tile_end = end.min(tile_start + tile);
+            run_tile(isa, call, block, scratch, &source, tile_start..tile_end);
+            at = tile_end;
+        }
+        close_split(isa, scratch, first_split);
+        first_split = false;
+    }
+}
+
+/// Fills `scratch.rows` and packs the queries.
+#[inline(always)]
+fn prepare_rows<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
+    describe_rows(call, block, &mut scratch.rows);
+    let queries = scratch.queries.chunks_exact_mut(call.problem.head_dim);
+    for (row, packed) in scratch.rows.iter().zip(queries) {
+        pack_row(isa, call, &block.sequence, row, packed);
+    }
+}
+
+/// The rows of a block, nothing computed yet.
+pub(crate) fn describe_rows<T: Element>(call: &Call<'_, T>, block: &Block, rows: &mut Vec<BlockRow>) {
+    let group = call.problem.group();
+    rows.clear();
+    for row in block.rows.clone() {
+        rows.push(describe_row(call, &block.sequence, row / group, block.kv_head * group + row % group));
+    }
+}
+
+/// One row, nothing computed yet.
+pub(crate) fn describe_row<T: Element>(
+    call: &Call<'_, T>,
+    sequence: &Sequence,
+    query: usize,
+    q_head: usize,
+) -> BlockRow {
+    let q_pos = sequence.q_start.saturating_add(query as i64);
+    let mask = MaskRow { sequence: sequence.index, q_head, query, q_pos };
+    let keys = call.mask.interval(mask, sequence.kv_len);
+    BlockRow { mask, keys, state: RowState::EMPTY, total: Partial::EMPTY }
+}
+
+/// A row's query, scaled.
+#[inline(always)]
+pub(crate) fn pack_row<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    sequence: &Sequence,
+    row: &BlockRow,
+    packed: &mut [f32],
+) {
+    with_any_view!(call.q, q => {
+        let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+        pack_query(isa, &query[..packed.len()], call.rules.factor, packed);
+    });
+}
+
+/// The keys from the first to the last that some row may attend, within `limits`.
+pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usize>> {
+    let some = rows.iter().filter(|row| !row.keys.is_empty());
+    let (start, end) = some.fold((usize::MAX, 0), |(start, end), row| {
+        (start.min(row.keys.start), end.max(row.keys.end))
+    });
+    let keys = start.max(limits.start)..end.min(limits.end);
+    (keys.start < keys.end).then_some(keys)
+}
+
+/// Chooses where keys come from, and packs them if the head's blocks share them.
+#[inline(always)]
+pub(crate) fn key_source<'a, I: Isa, T: Element>(
+    isa: I,
+    call: &'a Call<'a, T>,
+    block: &Block,
+    scratch: &mut Scratch,
+    keys: &Range<usize>,
+) -> KeySource<'a, T> {
+    let Sequence { batch, k_first, kv_len, .. } = block.sequence;
+    let head_dim = call.problem.head_dim;
+    let panel_size = PANEL * head_dim;
+    match call.keys {
+        Keys::Panels(panels) => {
+            let stored = panels.head(batch, block.kv_head);
+            if !block.shares_keys || T::DTYPE == crate::DType::F32 {
+                return KeySource::Panels(stored);
+            }
+            scratch.pack_missing([block.sequence.index, block.kv_head], keys, |missing, out| {
+                widen(isa, &stored[missing.start * panel_size..missing.end * panel_size], out);
+            }, panel_size);
+            KeySource::Packed
+        }
+        Keys::Rows(view) => {
+            let rows = KeyRows { data: view.from(batch, block.kv_head, k_first), stride: view.strides()[2], len: kv_len };
+            if !block.shares_keys {
+                return if block.rows.len() <= crate::tile::FUSED_ROWS { KeySource::Rows(rows) } else { KeySource::PackedTile(rows) };
+            }
+            scratch.pack_missing([block.sequence.index, block.kv_head], keys, |missing, out| {
+                pack_panels(isa, rows, head_dim, missing, out);
+            }, panel_size);
+            KeySource::Packed
+        }
+    }
+}
+
+/// Starts a split.
+fn reset(scratch: &mut Scratch) {
+    let Scratch { rows, acc, acc_stride, .. } = scratch;
+    acc[..rows.len() * *acc_stride].fill(0.0);
+    for row in rows {
+        row.state = RowState::EMPTY;
+    }
+}
+
+/// Takes one tile's keys into all rows.
+#[inline(always)]
+fn run_tile<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    block: &Block,
+    scratch: &mut Scratch,
+    source: &KeySource<'_, T>,
+    tile: Range<usize>,
+) {
+    let head_dim = call.problem.head_dim;
+    let acc_stride = scratch.acc_stride;
+    if let KeySource::PackedTile(rows) = source {
+        let panels = tile.start / PANEL..tile.end.div_ceil(PANEL);
+        let out = &mut scratch.panels[..panels.len() * PANEL * head_dim];
+        pack_panels(isa, *rows, head_dim, panels, out);
+    }
+    let values = {
+        let Sequence { batch, k_first, .. } = block.sequence;
+        let stride = call.v.strides()[2];
+        let data = call.v.from(batch, block.kv_head, k_first + tile.start);
+        ValueRows { data, stride, v_dim: call.problem.v_dim }
+    };
+    let groups = scratch.rows.chunks_mut(MAX_ROWS);
+    let queries = scratch.queries.chunks(MAX_ROWS * head_dim);
+    let accs = scratch.acc.chunks_mut(MAX_ROWS * acc_stride);
+    for ((rows, q), acc) in groups.zip(queries).zip(accs) {
+        let Some(shape) = GroupShape::new(rows, &tile) else { continue };
+        score_group(isa, call, source, &scratch.panels, q, rows.len(), &tile, &shape, &mut scratch.scores);
+        let mut scattered = false;
+        for (r, row) in rows.iter_mut().enumerate() {
+            let scores = &mut scratch.scores[r * TILE..][..TILE];
+            let (bits, own) = shape_row(isa, call, row, &tile, &shape.columns, scores);
+            scattered |= own;
+            let factor = softmax_row(isa, &mut row.state, scores, shape.columns.clone(), bits.as_ref());
+            if factor != 1.0 {
+                scale_row(isa, &mut acc[r * acc_stride..][..acc_stride], factor);
+            }
+        }
+        accumulate_group(isa, values, &shape, scattered, rows.len(), &scratch.scores, acc, acc_stride);
+    }
+}
+
+/// Which columns of a tile a group of rows needs.
+pub(crate) struct GroupShape {
+    /// Columns that some row may attend.
+    some: Range<usize>,
+    /// Columns that every row may attend, as far as intervals say.
+    all: Range<usize>,
+    /// `some`, rounded outwards to multiples of 16.
+    pub(crate) columns: Range<usize>,
+}
+
+impl GroupShape {
+    /// All columns of a tile.
+    pub(crate) fn whole(tile: &Range<usize>) -> Self {
+        let all = 0..tile.len();
+        Self { some: all.clone(), columns: 0..tile.len().next_multiple_of(16), all }
+    }
+
+    /// `None` if no row has a key in the tile.
+    #[inline(always)]
+    pub(crate) fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {
+        let (mut some, mut all) = (TILE..0, 0..TILE);
+        for row in rows {
+            let own = columns_of(row, tile);
+            all = all.start.max(own.start)..all.end.min(own.end);
+            if !own.is_empty() {
+                some = some.start.min(own.start)..some.end.max(own.end);
+            }
+        }
+        if some.is_empty() {
+            return None;
+        }
+        if all.start >= all.end {
+            all = some.end..some.end;
+        }
+        let columns = some.start / 16 * 16..some.end.next_multiple_of(16);
+        Some(Self { some, all, columns })
+    }
+}
+
+/// A row's interval in a tile's columns.
+#[inline(always)]
+fn columns_of(row: &BlockRow, tile: &Range<usize>) -> Range<usize> {
+    let clamp = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
+    clamp(row.keys.start)..clamp(row.keys.end)
+}
+
+/// `t = q' . k` for a group of rows.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "splits the borrow of scratch, which one struct could not")]
+pub(crate) fn score_group<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    source: &KeySource<'_, T>,
+    packed: &[f32],
+    q: &[f32],
+    rows: usize,
+    tile: &Range<usize>,
+    shape: &GroupShape,
+    scores: &mut [f32],
+) {
+    let head_dim = call.problem.head_dim;
+    let out = ScoreRows { out: scores, stride: TILE };
+    let columns = shape.columns.clone();
+    let first = tile.start * head_dim;
+    match source {
+        KeySource::Panels(panels) => {
+            rows_const!(rows, MR => score_panels::<I, T, MR>(isa, q, head_dim, &panels[first..], columns, out));
+        }
+        KeySource::Packed | KeySource::PackedTile(_) => {
+            let first = if matches!(source, KeySource::Packed) { first } else { 0 };
+            rows_const!(rows, MR => score_panels::<I, f32, MR>(isa, q, head_dim, &packed[first..], columns, out));
+        }
+        KeySource::Rows(keys) => {
+            rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, *keys, tile.start, columns, out));
+        }
+    }
+}
+
+/// Turns dot products into logits; returns which columns the row may attend (`None`: all of them) and whether they
+/// are anything but one interval.
+#[inline(always)]
+pub(crate) fn shape_row<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    row: &BlockRow,
+    tile: &Range<usize>,
+    columns: &Range<usize>,
+    scores: &mut [f32],
+) -> (Option<TileBits>, bool) {
+    call.rules.cap(isa, scores, columns.clone());
+    call.rules.add_alibi(isa, row.mask, tile.start, scores, columns.clone());
+    let own = columns_of(row, tile);
+    let needs_bits = call.mask.has_bits() || call.rules.has_bias();
+    if !needs_bits && own == *columns {
+        return (None, false);
+    }
+    let mut bits = TileBits::default();
+    set_range(&mut bits, own);
+    let interval = bits;
+    if needs_bits {
+        call.rules.add_bias(isa, row.mask, tile.start, scores, columns.clone(), &mut bits);
+        call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
+    }
+    (Some(bits), bits != interval)
+}
+
+/// `a += p . v` for a group of rows.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "splits the borrow of scratch, which one struct could not")]
+fn accumulate_group<I: Isa, T: Element>(
+    isa: I,
+    values: ValueRows<'_, T>,
+    shape: &GroupShape,
+    scattered: bool,
+    rows: usize,
+    scores: &[f32],
+    acc: &mut [f32],
+    acc_stride: usize,
+) {
+    let GroupShape { some, all, .. } = shape;
+    let runs = if scattered {
+        [(some.clone(), true), (0..0, false), (0..0, true)]
+    } else {
+        [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)]
+    };
+    for (run, guard) in runs {
+        if run.is_empty() {
+            continue;
+        }
+        let weights = &scores[run.start..];
+        let values = ValueRows { data: &values.data[run.start * values.stride..], ..values };
+        let rows_of = WeightedRows { weights, weights_stride: TILE, acc: &mut *acc, acc_stride };
+        if guard {
+            rows_const!(rows, MR => accumulate::<I, T, MR, true>(isa, values, run.len(), rows_of));
+        } else {
+            rows_const!(rows, MR => accumulate::<I, T, MR, false>(isa, values, run.len(), rows_of));
+        }
+    }
+}
+
+/// Ends a split: joins its states to the totals, in key order.
+#[inline(always)]
+fn close_split<I: Isa>(isa: I, scratch: &mut Scratch, first: bool) {
+    let acc_stride = scratch.acc_stride;
+    if first {
+        std::mem::swap(&mut scratch.acc, &mut scratch.total);
+        for row in &mut scratch.rows {
+            row.total = row.state.fold();
+        }
+        return;
+    }
+    let rows = scratch.rows.iter_mut();
+    let totals = scratch.total.chunks_exact_mut(acc_stride).zip(scratch.acc.chunks_exact(acc_stride));
+    for (row, (total, acc)) in rows.zip(totals) {
+        join(isa, (&mut row.total, total), (&row.state.fold(), acc));
+    }
+}
+
+/// Joins a later part of a row to what is there.
+#[inline(always)]
+pub(crate) fn join<I: Isa>(isa: I, into: (&mut Partial, &mut [f32]), later: (&Partial, &[f32])) {
+    if !later.0.seen {
+        return;
+    }
+    if !into.0.seen {
+        *into.0 = *later.0;
+        into.1.copy_from_slice(later.1);
+        return;
+    }
+    let (own, other) = into.0.merge(isa, later.0);
+    merge_row(isa, into.1, own, later.1, other);
+}

@@ -1,0 +1,189 @@
+//! A call's operands, checked and resolved: what the engine works from.
+
+use super::sequence::Sequences;
+use crate::element::Element;
+use crate::error::AttentionError;
+use crate::inputs::{Inputs, Keys};
+use crate::mask::{Mask, TILE};
+use crate::problem::Problem;
+use crate::score::ScoreRules;
+use crate::view::{AnyView, View};
+
+/// The two lengths of the order of operations that bits depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// Keys that share a running maximum: a multiple of 64, at most 256.
+    pub(crate) tile: usize,
+    /// Keys after which sums start afresh: a multiple of `tile`.
+    pub(crate) split: usize,
+}
+
+impl Order {
+    /// Version 1. Tests use smaller ones to reach the edges.
+    pub(crate) const VERSION_1: Order = Order { tile: TILE, split: 1024 };
+}
+
+/// Operands of a call. Storage type of queries and outputs is erased: they are touched once per block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a, T: Element> {
+    pub(crate) problem: Problem,
+    pub(crate) order: Order,
+    pub(crate) q: AnyView<'a>,
+    pub(crate) keys: Keys<'a, T>,
+    pub(crate) v: View<'a, T>,
+    pub(crate) mask: Mask<'a>,
+    pub(crate) rules: ScoreRules<'a>,
+    pub(crate) sequences: Sequences<'a>,
+    pub(crate) sinks: Option<&'a [f32]>,
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    /// Checks every operand against the problem and the others.
+    pub(crate) fn new<Q: Element>(
+        limits: &Problem,
+        order: Order,
+        inputs: &Inputs<'a, Q, T>,
+    ) -> Result<Self, AttentionError> {
+        let Inputs { q, k, v, ragged, .. } = *inputs;
+        let [batch, _, q_len, _] = q.shape();
+        let kv_len = k.shape()[2];
+        check_operands(limits, inputs)?;
+        let positional = inputs.mask.is_positional() || inputs.alibi.is_some();
+        let sequences =
+            Sequences::new([batch, q_len, kv_len], ragged, &inputs.mask, inputs.q_start, positional)?;
+        let [longest_q, longest_kv] = sequences.longest();
+        check_limit("q", "q_len", limits.max_q_len, longest_q)?;
+        check_limit("k", "kv_len", limits.max_kv_len, longest_kv)?;
+        if ragged.is_some() && matches!(k, Keys::Panels(_)) {
+            return Err(AttentionError::Conflict {
+                operand: "ragged batch",
+                other: "KeyPanels",
+                reason: "panels count keys from the start of the cache; hold one KeyPanels per sequence",
+            });
+        }
+        let mask_shape = [sequences.count(), limits.q_heads, longest_q, longest_kv];
+        let mask = check_mask(&inputs.mask, mask_shape)?;
+        let rules = check_rules(inputs, limits, mask_shape)?;
+        if let Some(sinks) = inputs.sinks {
+            check_per_head("sinks", limits, sinks.len())?;
+        }
+        let problem = Problem { max_q_len: longest_q, max_kv_len: longest_kv, ..*limits };
+        Ok(Self { problem, order, q: q.into(), keys: k, v, mask, rules, sequences, sinks: inputs.sinks })
+    }
+}
+
+impl<T: Element> Call<'_, T> {
+    /// An estimate of the work from sizes and simple masks: multiply-adds, and bytes of keys and values.
+    pub(crate) fn work(&self) -> [f64; 2] {
+        let Problem { q_heads, kv_heads, head_dim, v_dim, max_q_len, max_kv_len, .. } = self.problem;
+        let dims = (head_dim + v_dim) as f64;
+        let visible = match self.mask.left {
+            Some(left) => (left.saturating_add(max_q_len)).min(max_kv_len),
+            None => max_kv_len,
+        } as f64;
+        let half = if self.mask.causal && max_q_len > 1 { 0.5 } else { 1.0 };
+        let sequences = self.sequences.count() as f64;
+        let multiply_adds = sequences * q_heads as f64 * max_q_len as f64 * visible * dims * half;
+        let kv_bytes = sequences * kv_heads as f64 * visible * dims * T::DTYPE.bytes() as f64;
+        [multiply_adds, kv_bytes]
+    }
+}
+
+fn check_limit(
+    operand: &'static str,
+    axis: &'static str,
+    limit: usize,
+    got: usize,
+) -> Result<(), AttentionError> {
+    if got <= limit { Ok(()) } else { Err(AttentionError::TooLarge { operand, axis, limit, got }) }
+}
+
+fn check_axis(
+    operand: &'static str,
+    axis: &'static str,
+    expected: usize,
+    got: usize,
+) -> Result<(), AttentionError> {
+    if got == expected { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
+}
+
+fn check_per_head(operand: &'static str, problem: &Problem, got: usize) -> Result<(), AttentionError> {
+    check_axis(operand, "q_heads", problem.q_heads, got)
+}
+
+/// Shapes and strides of q, k and v.
+fn check_operands<Q: Element, T: Element>(
+    problem: &Problem,
+    inputs: &Inputs<'_, Q, T>,
+) -> Result<(), AttentionError> {
+    let Inputs { q, k, v, .. } = *inputs;
+    let [batch, q_heads, _, q_dim] = q.shape();
+    let [k_batch, k_heads, kv_len, k_dim] = k.shape();
+    let [v_batch, v_heads, v_len, v_dim] = v.shape();
+    check_axis("q", "q_heads", problem.q_heads, q_heads)?;
+    check_axis("q", "head_dim", problem.head_dim, q_dim)?;
+    check_axis("k", "batch", batch, k_batch)?;
+    check_axis("k", "kv_heads", problem.kv_heads, k_heads)?;
+    check_axis("k", "head_dim", problem.head_dim, k_dim)?;
+    check_axis("v", "batch", batch, v_batch)?;
+    check_axis("v", "kv_heads", problem.kv_heads, v_heads)?;
+    check_axis("v", "kv_len", kv_len, v_len)?;
+    check_axis("v", "v_dim", problem.v_dim, v_dim)?;
+    q.check_unit_stride("q")?;
+    v.check_unit_stride("v")?;
+    match k {
+        Keys::Rows(view) => view.check_unit_stride("k"),
+        Keys::Panels(_) => Ok(()),
+    }
+}
+
+/// The mask with its dense part stretched, all its lists checked.
+fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, AttentionError> {
+    let mut mask = *mask;
+    if mask.last_n == Some(0) {
+        return Err(AttentionError::Value {
+            operand: "mask.last_n_keys",
+            expected: "at least 1 key",
+            got: "0".to_owned(),
+        });
+    }
+    if let Some(bounds) = mask.documents
+        && !bounds.is_sorted()
+    {
+        return Err(AttentionError::Value {
+            operand: "mask.documents",
+            expected: "ascending boundaries",
+            got: format!("{bounds:?}"),
+        });
+    }
+    if let Some(intervals) = mask.intervals {
+        intervals.check(shape)?;
+    }
+    if let Some(allowed) = mask.allowed {
+        mask.allowed = Some(allowed.broadcast("mask.allowed", shape)?);
+    }
+    Ok(mask)
+}
+
+fn check_rules<'a, Q: Element, T: Element>(
+    inputs: &Inputs<'a, Q, T>,
+    problem: &Problem,
+    mask_shape: [usize; 4],
+) -> Result<ScoreRules<'a>, AttentionError> {
+    let scale = inputs.scale.unwrap_or_else(|| (problem.head_dim as f32).sqrt().recip());
+    if !scale.is_finite() {
+        let got = scale.to_string();
+        return Err(AttentionError::Value { operand: "scale", expected: "a finite number", got });
+    }
+    if let Some(cap) = inputs.softcap
+        && !(cap.is_finite() && cap > 0.0)
+    {
+        let got = cap.to_string();
+        return Err(AttentionError::Value { operand: "softcap", expected: "a positive finite number", got });
+    }
+    if let Some(slopes) = inputs.alibi {
+        check_per_head("alibi", problem, slopes.len())?;
+    }
+    let bias = inputs.bias.map(|bias| bias.broadcast("bias", mask_shape)).transpose()?;
+    Ok(ScoreRules::new(scale, inputs.softcap, inputs.alibi, bias))
+}

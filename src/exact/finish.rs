@@ -1,0 +1,98 @@
+//! The end of a row: sink, division, store, LSE.
+
+use super::block::BlockRow;
+use super::call::Call;
+use super::sequence::Sequence;
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::kernel::pack::{scale_row, store_row};
+use crate::math;
+use crate::rows::{AnyRows, SharedRows};
+use crate::score::in_log2;
+use crate::softmax::{Partial, exp2, larger, rescale};
+use std::f32::consts::LN_2;
+
+/// Where results go.
+#[derive(Clone, Copy)]
+pub(crate) struct Targets<'a> {
+    pub(crate) out: AnyRows<'a>,
+    /// `[batch, q_heads, q_len, 1]`.
+    pub(crate) lse: Option<SharedRows<'a, f32>>,
+    /// `[batch, q_heads, q_len, 1]`.
+    pub(crate) row_max: Option<SharedRows<'a, f32>>,
+}
+
+/// The state with the sink in it, and the factor of the output row.
+#[inline(always)]
+pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial, f32) {
+    let sink = in_log2(sink);
+    let max = larger(state.max, sink);
+    let factor = rescale(isa, state.max, max);
+    let sum = state.sum * factor + rescale(isa, sink, max);
+    (Partial { max, sum, ..*state }, factor)
+}
+
+/// Finishes one row: `acc` is its output row before division.
+#[inline(always)]
+pub(crate) fn finish_row<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    sequence: &Sequence,
+    row: &BlockRow,
+    acc: &mut [f32],
+    targets: &Targets<'_>,
+) {
+    let place = (sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+    let state = &row.total;
+    let mut divisor = 1.0;
+    if state.seen {
+        divisor = state.sum;
+        if let Some(sinks) = call.sinks {
+            let (with_sink, factor) = with_sink(isa, state, sinks[row.mask.q_head]);
+            if factor != 1.0 {
+                scale_row(isa, acc, factor);
+            }
+            divisor = with_sink.sum;
+        }
+    } else {
+        acc.fill(0.0);
+    }
+    match targets.out {
+        AnyRows::F32(rows) => store(isa, acc, divisor, &rows, place),
+        AnyRows::F16(rows) => store(isa, acc, divisor, &rows, place),
+        AnyRows::Bf16(rows) => store(isa, acc, divisor, &rows, place),
+    }
+    if let Some(rows) = &targets.lse {
+        put(rows, place, lse(state));
+    }
+    if let Some(rows) = &targets.row_max {
+        // A NaN may hide from the maximum, but not from the sum.
+        let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
+        put(rows, place, max);
+    }
+}
+
+/// The natural logarithm of the sum of exponentials.
+fn lse(state: &Partial) -> f32 {
+    if state.seen { (state.max + math::log2(state.sum)) * LN_2 } else { f32::NEG_INFINITY }
+}
+
+#[inline(always)]
+fn store<I: Isa, Q: Element>(
+    isa: I,
+    acc: &[f32],
+    divisor: f32,
+    rows: &SharedRows<'_, Q>,
+    (b, h, t): (usize, usize, usize),
+) {
+    // SAFETY: a call's blocks partition its rows, and a row is finished once, by the task that owns its block.
+    let out = unsafe { rows.row(b, h, t) };
+    store_row(isa, &acc[..out.len()], divisor, out);
+}
+
+fn put(rows: &SharedRows<'_, f32>, (b, h, t): (usize, usize, usize), value: f32) {
+    // SAFETY: as in `store`.
+    if let [slot] = unsafe { rows.row(b, h, t) } {
+        *slot = value;
+    }
+}

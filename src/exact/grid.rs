@@ -1,0 +1,134 @@
+//! Blocks out of a call, tasks out of blocks.
+//!
+//! A *unit* is a sequence's KV head. Its query rows are cut into blocks, late ones first (under a causal mask they are
+//! the expensive ones); if units are few and their rows fit one block, the keys are cut into splits instead, whose
+//! states are kept and merged in key order once all are there.
+
+use super::block::{Block, BlockKernel, End, describe_rows};
+use super::call::Call;
+use super::finish::{Targets, finish_row};
+use super::partials::Partials;
+use super::workspace::Scratch;
+use crate::element::Element;
+use crate::isa::{Isa, Kernel, Level};
+use crate::{parallel, tile};
+
+/// How a call is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) units: usize,
+    /// Query rows of a unit, at most.
+    pub(crate) rows: usize,
+    /// Query rows of a block, at most.
+    pub(crate) block_rows: usize,
+    pub(crate) blocks_per_unit: usize,
+    /// Splits of keys that run side by side; 1 if none do.
+    pub(crate) splits: usize,
+    pub(crate) workers: usize,
+}
+
+impl Grid {
+    pub(crate) fn new<T: Element>(call: &Call<'_, T>, max_workers: usize) -> Self {
+        let problem = &call.problem;
+        let units = call.sequences.count().saturating_mul(problem.kv_heads);
+        let rows = problem.max_q_len.saturating_mul(problem.group());
+        let [pairs, kv_bytes] = call.work();
+        let worth = tile::nanoseconds(pairs, kv_bytes) >= tile::PARALLEL_NANOSECONDS;
+        let workers = if worth { parallel::workers(max_workers) } else { 1 };
+        let block_rows = tile::block_rows(rows, units, workers);
+        let blocks_per_unit = rows.div_ceil(block_rows.max(1));
+        let splits = problem.max_kv_len.div_ceil(call.order.split);
+        let split = tile::split_keys(units, workers, blocks_per_unit, splits);
+        Self { units, rows, block_rows, blocks_per_unit, splits: if split { splits } else { 1 }, workers }
+    }
+
+    /// The block of a task; empty where a ragged batch has a shorter sequence.
+    fn block<T: Element>(&self, call: &Call<'_, T>, unit: usize, index: usize, split: Option<usize>) -> Block {
+        let kv_heads = call.problem.kv_heads;
+        let sequence = call.sequences.get(unit / kv_heads);
+        let rows = sequence.q_len * call.problem.group();
+        let start = index * self.block_rows;
+        let keys = match split {
+            None => 0..sequence.kv_len,
+            Some(split) => split * call.order.split..sequence.kv_len.min((split + 1) * call.order.split),
+        };
+        Block {
+            sequence,
+            kv_head: unit % kv_heads,
+            rows: start.min(rows)..rows.min(start + self.block_rows),
+            keys,
+            shares_keys: self.blocks_per_unit > 1,
+        }
+    }
+}
+
+/// Runs a checked call; `partials` has room for [`Grid::splits`] if there is more than one.
+pub(crate) fn run<T: Element>(
+    level: Level,
+    call: &Call<'_, T>,
+    grid: &Grid,
+    targets: &Targets<'_>,
+    scratches: &mut [Scratch],
+    partials: &mut [f32],
+) {
+    let workers = grid.workers.min(scratches.len());
+    let scratches = &mut scratches[..workers];
+    if grid.splits > 1
+        && let Some(partials) =
+            Partials::new(partials, [grid.units, grid.splits, grid.block_rows], scratches[0].acc_stride)
+    {
+        run_splits(level, call, grid, targets, scratches, &partials);
+        return;
+    }
+    let per_unit = grid.blocks_per_unit;
+    parallel::for_each_task(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
+        let block = grid.block(call, task / per_unit, per_unit - 1 - task % per_unit, None);
+        level.dispatch(BlockKernel { call, block: &block, scratch, end: End::Finish(targets) });
+    });
+}
+
+fn run_splits<T: Element>(
+    level: Level,
+    call: &Call<'_, T>,
+    grid: &Grid,
+    targets: &Targets<'_>,
+    scratches: &mut [Scratch],
+    partials: &Partials<'_>,
+) {
+    parallel::for_each_task(grid.units * grid.splits, scratches, &|task, scratch: &mut Scratch| {
+        let (unit, split) = (task / grid.splits, task % grid.splits);
+        let block = grid.block(call, unit, 0, Some(split));
+        level.dispatch(BlockKernel { call, block: &block, scratch, end: End::Keep { partials, unit, split } });
+    });
+    for unit in 0..grid.units {
+        let block = grid.block(call, unit, 0, None);
+        let splits = grid.splits;
+        level.dispatch(MergeKernel { call, block: &block, scratch: &mut scratches[0], targets, partials, unit, splits });
+    }
+}
+
+/// Merges the splits of a unit and finishes its rows.
+struct MergeKernel<'a, 's, T: Element> {
+    call: &'a Call<'a, T>,
+    block: &'a Block,
+    scratch: &'s mut Scratch,
+    targets: &'a Targets<'a>,
+    partials: &'a Partials<'a>,
+    unit: usize,
+    splits: usize,
+}
+
+impl<T: Element> Kernel for MergeKernel<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Scratch { rows, total, acc_stride, .. } = self.scratch;
+        describe_rows(self.call, self.block, rows);
+        let acc = &mut total[..*acc_stride];
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.total = self.partials.merge(isa, self.unit, self.splits, index, acc);
+            finish_row(isa, self.call, &self.block.sequence, row, acc, self.targets);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Exact attention, version 1 of the order of operations.
+//!
+//! ```text
+//! c    = RN(scale * log2 e)
+//! q'_d = RN(q_d * c)
+//! t_j  = fma chain over d, ascending, from +0:  q'_d * k_jd       then cap, ALiBi, bias (crate::score)
+//! m    = running maximum, raised once per tile of 256 keys         key 0 is the sequence's (or the cache's) first
+//! p_j  = exp2(t_j - m)                                             one polynomial, on all levels
+//! l    = 16 lanes, key j in lane j mod 16, ascending;  folded 16 -> 8 -> 4 -> 2 -> 1
+//! a_d  = fma chain over keys, ascending, from +0:  p_j * v_jd      rescaled when m rises
+//! every 1024 keys l and a start afresh; parts with a key are merged in key order
+//! out  = a / l
+//! ```
+//!
+//! A row's result depends on its query, its keys and the call's rules only: not on threads, batch, block, level (among
+//! those that fuse) or on whether it came alone. `tests/determinism.rs` holds this bit for bit, against a scalar model
+//! of the order in `tests/common/model.rs`. On levels without fused multiply-add each step of a chain rounds twice and
+//! all else is the same.
+//!
+//! | file | what |
+//! |---|---|
+//! | `call.rs`, `sequence.rs` | operands checked and resolved |
+//! | `block.rs` | the loop above, for some rows of a head |
+//! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
+//! | `partials.rs` | states of splits that run side by side |
+//! | `finish.rs` | sinks, division, stores, LSE |
+//! | `scores.rs` | scores and probabilities on request |
+//! | `workspace.rs` | scratch |
+
+pub(crate) mod block;
+pub(crate) mod call;
+pub(crate) mod finish;
+pub(crate) mod grid;
+pub(crate) mod partials;
+pub(crate) mod scores;
+pub(crate) mod sequence;
+pub(crate) mod workspace;

@@ -1,0 +1,52 @@
+//! States of splits that run side by side: `[unit, split, row]`, each the row's state followed by its output row.
+
+use super::block::join;
+use crate::isa::Isa;
+use crate::rows::SharedRows;
+use crate::softmax::Partial;
+use crate::view::ViewMut;
+
+/// Elements before the output row; keeps it aligned.
+const HEADER: usize = 16;
+
+/// The store, written by tasks.
+pub(crate) struct Partials<'a> {
+    rows: SharedRows<'a, f32>,
+}
+
+/// Elements of a store of this shape.
+pub(crate) fn partials_len(units: usize, splits: usize, rows: usize, acc_stride: usize) -> Option<usize> {
+    units.checked_mul(splits)?.checked_mul(rows)?.checked_mul(acc_stride.checked_add(HEADER)?)
+}
+
+impl<'a> Partials<'a> {
+    /// A store in `buffer`; `None` if it is too small.
+    pub(crate) fn new(buffer: &'a mut [f32], [units, splits, rows]: [usize; 3], acc_stride: usize) -> Option<Self> {
+        let view = ViewMut::new(buffer, [units, splits, rows, acc_stride + HEADER]).ok()?;
+        Some(Self { rows: SharedRows::new(view) })
+    }
+
+    /// Keeps a part.
+    #[inline(always)]
+    pub(crate) fn put(&self, [unit, split, row]: [usize; 3], state: &Partial, acc: &[f32]) {
+        // SAFETY: each (unit, split) is one task's.
+        let slot = unsafe { self.rows.row(unit, split, row) };
+        slot[0] = state.max;
+        slot[1] = state.sum;
+        slot[2] = f32::from(u8::from(state.seen));
+        slot[HEADER..].copy_from_slice(acc);
+    }
+
+    /// Joins a row's parts in key order into `acc`, which it overwrites.
+    #[inline(always)]
+    pub(crate) fn merge<I: Isa>(&self, isa: I, unit: usize, splits: usize, row: usize, acc: &mut [f32]) -> Partial {
+        let mut total = Partial::EMPTY;
+        for split in 0..splits {
+            // SAFETY: parts are all there when they are merged, and each row is merged by one task.
+            let slot = unsafe { self.rows.row(unit, split, row) };
+            let later = Partial { max: slot[0], sum: slot[1], seen: slot[2] != 0.0 };
+            join(isa, (&mut total, acc), (&later, &slot[HEADER..]));
+        }
+        total
+    }
+}

@@ -1,0 +1,204 @@
+//! Scores and probabilities on request, for chosen heads and rows: a pass of its own over the keys, with the kernels of
+//! the main one, so that nothing of size `q_len x kv_len` is held and the output's bits do not depend on it.
+//!
+//! Probabilities need the row's final maximum and sum, so their keys are visited twice.
+
+use super::block::{Block, BlockRow, GroupShape, KeySource, describe_row, key_source, pack_row, score_group, shape_row};
+use super::call::Call;
+use super::finish::with_sink;
+use super::workspace::Scratch;
+use crate::element::Element;
+use crate::inputs::ScoreStage;
+use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::MAX_ROWS;
+use crate::mask::TILE;
+use crate::math;
+use crate::parallel;
+use crate::rows::SharedRows;
+use crate::softmax::{Partial, softmax_row};
+use std::f32::consts::LN_2;
+use std::ops::Range;
+
+/// What to write where.
+#[derive(Clone, Copy)]
+pub(crate) struct ScoreTargets<'a> {
+    pub(crate) stage: ScoreStage,
+    /// `[batch, heads, rows, kv_len]`.
+    pub(crate) out: SharedRows<'a, f32>,
+    /// The chosen query heads; `None` for all.
+    pub(crate) heads: Option<&'a [usize]>,
+    /// The chosen query tokens; `None` for all.
+    pub(crate) rows: Option<&'a [usize]>,
+    pub(crate) batch: usize,
+    pub(crate) head_count: usize,
+    pub(crate) row_count: usize,
+}
+
+/// Writes all that was asked for.
+pub(crate) fn run<T: Element>(
+    level: Level,
+    call: &Call<'_, T>,
+    targets: &ScoreTargets<'_>,
+    scratches: &mut [Scratch],
+) {
+    let chunks = targets.row_count.div_ceil(MAX_ROWS);
+    let tasks = targets.batch * targets.head_count * chunks;
+    parallel::for_each_task(tasks, scratches, &|task, scratch: &mut Scratch| {
+        let (index, chunk) = (task / chunks, task % chunks);
+        let (batch, head) = (index / targets.head_count, index % targets.head_count);
+        let mut rows = chunk * MAX_ROWS..targets.row_count.min((chunk + 1) * MAX_ROWS);
+        while !rows.is_empty() {
+            let token = |row: usize| targets.rows.map_or(row, |rows| rows[row]);
+            let find = |row: usize| call.sequences.find(batch, token(row));
+            let sequence = find(rows.start);
+            let same = rows.clone().take_while(|&row| find(row) == sequence).count();
+            let place = Place { sequence, head, rows: rows.start..rows.start + same };
+            level.dispatch(ScoreKernel { call, targets, place, scratch });
+            rows.start += same;
+        }
+    });
+}
+
+/// Some chosen rows of one sequence and head.
+struct Place {
+    sequence: usize,
+    /// Index among the chosen heads.
+    head: usize,
+    /// Indices among the chosen rows.
+    rows: Range<usize>,
+}
+
+struct ScoreKernel<'a, 's, T: Element> {
+    call: &'a Call<'a, T>,
+    targets: &'a ScoreTargets<'a>,
+    place: Place,
+    scratch: &'s mut Scratch,
+}
+
+impl<T: Element> Kernel for ScoreKernel<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let ScoreKernel { call, targets, place, scratch } = self;
+        let sequence = call.sequences.get(place.sequence);
+        let q_head = targets.heads.map_or(place.head, |heads| heads[place.head]);
+        let removed = if targets.stage == ScoreStage::Softmax { 0.0 } else { f32::NEG_INFINITY };
+        scratch.rows.clear();
+        for row in place.rows.clone() {
+            let token = targets.rows.map_or(row, |rows| rows[row]);
+            let row = describe_row(call, &sequence, token - sequence.q_first, q_head);
+            let packed = &mut scratch.queries[scratch.rows.len() * call.problem.head_dim..];
+            pack_row(isa, call, &sequence, &row, &mut packed[..call.problem.head_dim]);
+            scratch.rows.push(row);
+        }
+        let kv_head = q_head / call.problem.group();
+        let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);
+        let block = Block { sequence, kv_head, rows, keys: keys.clone(), shares_keys: false };
+        let source = key_source(isa, call, &block, scratch, &keys);
+        if targets.stage == ScoreStage::Softmax {
+            sum_rows(isa, call, &source, scratch, &keys);
+        }
+        // SAFETY: tasks partition the chosen (head, row) pairs.
+        let out = |row: usize| unsafe { targets.out.row(sequence.batch, place.head, place.rows.start + row) };
+        for row in 0..place.rows.len() {
+            out(row).fill(removed);
+        }
+        for_each_tile(isa, call, &source, scratch, &keys, |row, index, tile, columns, scores| {
+            write_row(isa, call, targets.stage, row, &tile, columns, scores);
+            out(index)[tile.clone()].copy_from_slice(&scores[..tile.len()]);
+        });
+    }
+}
+
+/// Calls `visit(row, its index, tile, columns, scaled dot products)` for every tile and row.
+#[inline(always)]
+fn for_each_tile<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    source: &KeySource<'_, T>,
+    scratch: &mut Scratch,
+    keys: &Range<usize>,
+    mut visit: impl FnMut(&mut BlockRow, usize, Range<usize>, Range<usize>, &mut [f32]),
+) {
+    for start in keys.clone().step_by(call.order.tile) {
+        let tile = start..keys.end.min(start + call.order.tile);
+        let shape = GroupShape::whole(&tile);
+        let count = scratch.rows.len();
+        let Scratch { rows, queries, scores, panels, .. } = scratch;
+        score_group(isa, call, source, panels, queries, count, &tile, &shape, scores);
+        for (index, row) in rows.iter_mut().enumerate() {
+            let scores = &mut scores[index * TILE..][..TILE];
+            visit(row, index, tile.clone(), shape.columns.clone(), scores);
+        }
+    }
+}
+
+/// Leaves each row's final maximum and sum, sink included, in its total.
+#[inline(always)]
+fn sum_rows<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    source: &KeySource<'_, T>,
+    scratch: &mut Scratch,
+    keys: &Range<usize>,
+) {
+    let close = |row: &mut BlockRow| {
+        let part = row.state.fold();
+        if !row.total.seen {
+            row.total = part;
+        } else if part.seen {
+            row.total.merge(isa, &part);
+        }
+        row.state = crate::softmax::RowState::EMPTY;
+    };
+    let split = call.order.split;
+    for_each_tile(isa, call, source, scratch, keys, |row, _, tile, columns, scores| {
+        if tile.start.is_multiple_of(split) {
+            close(row);
+        }
+        let (bits, _) = shape_row(isa, call, row, &tile, &columns, scores);
+        softmax_row(isa, &mut row.state, scores, columns, bits.as_ref());
+    });
+    for row in &mut scratch.rows {
+        close(row);
+        if let Some(sinks) = call.sinks {
+            row.total = with_sink(isa, &row.total, sinks[row.mask.q_head]).0;
+        }
+    }
+}
+
+/// Turns scaled dot products of a tile into what the stage asks for.
+#[inline(always)]
+fn write_row<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    stage: ScoreStage,
+    row: &BlockRow,
+    tile: &Range<usize>,
+    columns: Range<usize>,
+    scores: &mut [f32],
+) {
+    let mut bits = None;
+    match stage {
+        ScoreStage::Raw => {}
+        ScoreStage::Capped => call.rules.cap(isa, scores, columns.clone()),
+        ScoreStage::Biased | ScoreStage::Softmax => (bits, _) = shape_row(isa, call, row, tile, &columns, scores),
+    }
+    let Partial { max, sum, seen } = row.total;
+    for column in columns.step_by(I::LANES) {
+        let scores = &mut scores[column..];
+        let allowed = bits.map_or(u64::MAX, |bits| bits[column / 64] >> (column % 64));
+        let allowed = isa.mask(if stage == ScoreStage::Softmax && !seen { 0 } else { allowed as u32 });
+        let t = isa.load(scores);
+        let (score, removed) = match stage {
+            ScoreStage::Softmax => {
+                let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                let weight = math::vector::exp2(isa, isa.sub(t, isa.splat(shift)));
+                (isa.div(weight, isa.splat(sum)), 0.0)
+            }
+            _ => (isa.mul(t, isa.splat(LN_2)), f32::NEG_INFINITY),
+        };
+        isa.store(isa.select(allowed, score, isa.splat(removed)), scores);
+    }
+}

@@ -1,0 +1,97 @@
+//! What a plan would do with a call, in words and numbers.
+
+use crate::element::{DType, Element};
+use crate::exact::call::Call;
+use crate::exact::grid::Grid;
+use crate::inputs::Keys;
+use crate::isa::Level;
+use crate::plan::Plan;
+use crate::tile;
+use std::fmt;
+
+/// The choices made for a call; prints as a few lines of text.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// Instruction set.
+    pub level: Level,
+    /// Storage type of queries and output.
+    pub q_dtype: DType,
+    /// Storage type of keys and values.
+    pub kv_dtype: DType,
+    /// How keys reach the kernels.
+    pub keys: KeyPath,
+    /// Tasks that may run side by side.
+    pub threads: usize,
+    /// Query rows (of all heads that share keys) worked on at a time.
+    pub block_rows: usize,
+    /// Tasks in all.
+    pub tasks: usize,
+    /// Splits of keys that run side by side, 1 if keys are not split.
+    pub splits: usize,
+    /// Estimated time on one thread, which decides whether others are woken.
+    pub estimated_microseconds: f64,
+    /// Scratch memory of the plan.
+    pub workspace_bytes: usize,
+}
+
+/// How keys reach the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeyPath {
+    /// Stored in panels, read as they are.
+    Panels,
+    /// Packed (or widened) into panels once per head and worker: many queries share them.
+    Packed,
+    /// Packed tile by tile: one block reads each key once.
+    PackedTile,
+    /// Transposed in registers: few rows, nothing worth writing down.
+    Transposed,
+}
+
+impl Explanation {
+    pub(crate) fn new<T: Element>(plan: &Plan, call: &Call<'_, T>, q_dtype: DType, grid: &Grid) -> Self {
+        let [multiply_adds, kv_bytes] = call.work();
+        let shares_keys = grid.blocks_per_unit > 1;
+        let keys = match call.keys {
+            Keys::Panels(_) if !shares_keys || T::DTYPE == DType::F32 => KeyPath::Panels,
+            _ if shares_keys => KeyPath::Packed,
+            _ if grid.rows <= tile::FUSED_ROWS => KeyPath::Transposed,
+            _ => KeyPath::PackedTile,
+        };
+        Self {
+            level: plan.level(),
+            q_dtype,
+            kv_dtype: T::DTYPE,
+            keys,
+            threads: grid.workers,
+            block_rows: grid.block_rows,
+            tasks: grid.units * grid.blocks_per_unit * grid.splits,
+            splits: grid.splits,
+            estimated_microseconds: tile::nanoseconds(multiply_adds, kv_bytes) / 1e3,
+            workspace_bytes: plan.workspace_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, q_dtype, kv_dtype, block_rows, tasks, splits, threads, .. } = self;
+        writeln!(f, "exact attention, order version 1, level {level}, q and out {q_dtype}, k and v {kv_dtype}")?;
+        let keys = match self.keys {
+            KeyPath::Panels => "read from their panels",
+            KeyPath::Packed => "packed into panels once per head and worker, for several blocks of queries",
+            KeyPath::PackedTile => "packed into panels tile by tile: one block of queries reads each key once",
+            KeyPath::Transposed => "transposed in registers: too few queries for packing to pay",
+        };
+        writeln!(f, "keys: {keys}")?;
+        writeln!(f, "blocks: {block_rows} query rows each, {tasks} tasks, keys in {splits} split(s) side by side")?;
+        let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
+            (1, true) => "too little work to wake another thread",
+            (1, false) => "no other thread in the plan or the pool",
+            _ => "enough work for all",
+        };
+        writeln!(f, "threads: {threads}, {why} (about {:.0} us on one)", self.estimated_microseconds)?;
+        write!(f, "workspace: {} bytes", self.workspace_bytes)
+    }
+}

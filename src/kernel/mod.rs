@@ -1,0 +1,53 @@
+//! Register-tile micro-kernels: slices in, slices out, generic over instruction set and storage type.
+//!
+//! ```text
+//! scores   s[r][j]  = sum_d q[r][d] * k[j][d]      lanes are keys,        q broadcast
+//! values   acc[r][d] += sum_j p[r][j] * v[j][d]    lanes are dimensions,  p broadcast
+//! ```
+//!
+//! Both keep `MR` rows by `NV` vectors of accumulators in registers, so that a loaded vector serves `MR`
+//! multiply-adds and a broadcast `NV`. Sums run in program order and never across lanes: the width of the vectors,
+//! the height of the tile and who calls change no bit. 6 rows by 64 columns (AVX-512) and 6 by 16 (AVX2) reach 97 %
+//! and more of the multiply-add peak on cached data (`cargo bench --bench attention -- kernel`).
+//!
+//! Everything here is `#[inline(always)]`, see [`crate::isa`].
+
+pub(crate) mod pack;
+pub(crate) mod score;
+pub(crate) mod value;
+
+use crate::element::Element;
+use crate::isa::Isa;
+
+/// Rows of a register tile, on every level.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// Runs `$body` with `$rows` as the constant `$mr`.
+macro_rules! rows_const {
+    ($rows:expr, $mr:ident => $body:expr) => {
+        match $rows {
+            1 => { const $mr: usize = 1; $body }
+            2 => { const $mr: usize = 2; $body }
+            3 => { const $mr: usize = 3; $body }
+            4 => { const $mr: usize = 4; $body }
+            5 => { const $mr: usize = 5; $body }
+            _ => { const $mr: usize = $crate::kernel::MAX_ROWS; $body }
+        }
+    };
+}
+pub(crate) use rows_const;
+
+/// The `LANES` values of `src` from `at` on; those past its end are zero.
+#[inline(always)]
+pub(crate) fn load_padded<I: Isa, T: Element>(isa: I, src: &[T], at: usize) -> I::F {
+    match src.get(at..at + I::LANES) {
+        Some(full) => T::load(isa, full),
+        None => {
+            let mut padded = [T::default(); 16];
+            if let Some(rest) = src.get(at..) {
+                padded[..rest.len()].copy_from_slice(rest);
+            }
+            T::load(isa, &padded)
+        }
+    }
+}

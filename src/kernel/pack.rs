@@ -1,0 +1,96 @@
+//! Passes that turn stored operands into what the kernels read, and results into what is stored.
+
+use super::load_padded;
+use super::score::{KeyRows, load_square};
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::panels::PANEL;
+use std::ops::Range;
+
+/// `out[d] = row[d] * factor`, in `f32`.
+#[inline(always)]
+pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out: &mut [f32]) {
+    let factor = isa.splat(factor);
+    let (mut from, mut to) = (row.chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
+    for (row, out) in from.by_ref().zip(to.by_ref()) {
+        isa.store(isa.mul(Q::load(isa, row), factor), out);
+    }
+    let rest = to.into_remainder();
+    if !rest.is_empty() {
+        let mut padded = [0.0; 16];
+        isa.store(isa.mul(load_padded(isa, from.remainder(), 0), factor), &mut padded);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+/// Rows of keys into panels `first..`, as many as `panels` holds; keys that do not exist become zero.
+///
+/// Reads and writes each key once.
+#[inline(always)]
+pub(crate) fn pack_panels<I: Isa, T: Element>(
+    isa: I,
+    keys: KeyRows<'_, T>,
+    head_dim: usize,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
+    for (panel, out) in panels.zip(out.chunks_exact_mut(PANEL * head_dim)) {
+        for column in (0..PANEL).step_by(I::LANES) {
+            for d in (0..head_dim).step_by(I::LANES) {
+                let square = load_square(isa, keys, panel * PANEL + column, d);
+                let dims = out[d * PANEL..].chunks_mut(PANEL);
+                for (dim, &keys) in dims.zip(&square[..I::LANES]) {
+                    isa.store(keys, &mut dim[column..]);
+                }
+            }
+        }
+    }
+}
+
+/// Widens stored values, as many as `out` holds.
+#[inline(always)]
+pub(crate) fn widen<I: Isa, T: Element>(isa: I, src: &[T], out: &mut [f32]) {
+    let (mut from, mut to) = (src.chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
+    for (src, out) in from.by_ref().zip(to.by_ref()) {
+        isa.store(T::load(isa, src), out);
+    }
+    for (&src, out) in from.remainder().iter().zip(to.into_remainder()) {
+        *out = src.to_f32();
+    }
+}
+
+/// `out[d] = row[d] / divisor`, rounded to the stored type.
+#[inline(always)]
+pub(crate) fn store_row<I: Isa, Q: Element>(isa: I, row: &[f32], divisor: f32, out: &mut [Q]) {
+    let divisor = isa.splat(divisor);
+    let (mut from, mut to) = (row.chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
+    for (row, out) in from.by_ref().zip(to.by_ref()) {
+        Q::store(isa, isa.div(isa.load(row), divisor), out);
+    }
+    let rest = to.into_remainder();
+    if !rest.is_empty() {
+        let mut padded = [Q::default(); 16];
+        let row = load_padded(isa, from.remainder(), 0);
+        Q::store(isa, isa.div(row, divisor), &mut padded);
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+/// `row[d] = row[d] * factor`; the length is a multiple of 16.
+#[inline(always)]
+pub(crate) fn scale_row<I: Isa>(isa: I, row: &mut [f32], factor: f32) {
+    let factor = isa.splat(factor);
+    for row in row.chunks_exact_mut(I::LANES) {
+        isa.store(isa.mul(isa.load(row), factor), row);
+    }
+}
+
+/// `into[d] = into[d] * own + other[d] * factor`, the multiply-add last; the length is a multiple of 16.
+#[inline(always)]
+pub(crate) fn merge_row<I: Isa>(isa: I, into: &mut [f32], own: f32, other: &[f32], factor: f32) {
+    let (own, factor) = (isa.splat(own), isa.splat(factor));
+    for (into, other) in into.chunks_exact_mut(I::LANES).zip(other.chunks_exact(I::LANES)) {
+        let kept = isa.mul(isa.load(into), own);
+        isa.store(isa.mul_add(isa.load(other), factor, kept), into);
+    }
+}

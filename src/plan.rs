@@ -1,0 +1,287 @@
+//! Plan once, run often: a [`Plan`] fixes sizes and choices, a [`Workspace`] holds the scratch, `run` does the work
+//! without allocating.
+
+use crate::element::Element;
+use crate::error::AttentionError;
+use crate::exact::call::{Call, Order};
+use crate::exact::finish::Targets;
+use crate::exact::grid::{self, Grid};
+use crate::exact::partials::partials_len;
+use crate::exact::scores::{self, ScoreTargets};
+use crate::exact::workspace::{Scratch, ScratchSizes};
+use crate::explain::Explanation;
+use crate::inputs::{Inputs, Outputs, Scores};
+use crate::isa::Level;
+use crate::parallel;
+use crate::problem::Problem;
+use crate::rows::SharedRows;
+use crate::scratch::AlignedBuf;
+use crate::tile;
+use crate::view::ViewMut;
+
+/// Choices that are not sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields, default))]
+pub struct PlanOptions {
+    /// The instruction set; [`Level::detect`] if not given.
+    pub level: Option<Level>,
+    /// The most tasks that run side by side, whatever the size of the pool; that of the pool the plan is made in if not
+    /// given. Scratch is proportional to it.
+    pub max_threads: Option<usize>,
+}
+
+/// A validated problem with the choices made for it.
+///
+/// `Send + Sync`, cheap, immutable: share one plan, and give each concurrent call a [`Workspace`] of its own.
+///
+/// ```
+/// use lucid_attention::{Inputs, Mask, Outputs, Plan, Problem, View, ViewMut};
+///
+/// let (heads, tokens, dim) = (2, 5, 16);
+/// let plan = Plan::new(&Problem::new(heads, dim, tokens, tokens))?;
+/// let mut workspace = plan.workspace()?;
+///
+/// let shape = [1, heads, tokens, dim];
+/// let (q, k, v) = (vec![0.1f32; 160], vec![0.2f32; 160], vec![0.3f32; 160]);
+/// let mut out = vec![0.0f32; 160];
+/// let inputs = Inputs::new(View::new(&q, shape)?, View::new(&k, shape)?, View::new(&v, shape)?);
+/// plan.run(&inputs.mask(Mask::causal()), Outputs::new(ViewMut::new(&mut out, shape)?), &mut workspace)?;
+/// # Ok::<(), lucid_attention::AttentionError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Plan {
+    problem: Problem,
+    pub(crate) level: Level,
+    pub(crate) order: Order,
+    max_threads: usize,
+    sizes: ScratchSizes,
+    partials: usize,
+}
+
+/// The scratch of one call at a time. Made by [`Plan::workspace`]; serves any plan that needs no more.
+#[derive(Debug)]
+pub struct Workspace {
+    sizes: ScratchSizes,
+    workers: Vec<Scratch>,
+    partials: AlignedBuf<f32>,
+}
+
+impl Workspace {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.workers.iter().map(Scratch::bytes).sum::<usize>() + self.partials.bytes()
+    }
+}
+
+impl Plan {
+    /// A plan with default options.
+    ///
+    /// # Errors
+    /// The problem's sizes contradict one another, scratch sizes overflow, or `LUCID_LEVEL` names a level that is not
+    /// there.
+    pub fn new(problem: &Problem) -> Result<Self, AttentionError> {
+        Self::with_options(problem, &PlanOptions::default())
+    }
+
+    /// A plan with these options.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], or `options` ask for a level that this CPU lacks or for no thread.
+    pub fn with_options(problem: &Problem, options: &PlanOptions) -> Result<Self, AttentionError> {
+        problem.validate()?;
+        let level = match options.level {
+            Some(level) => level.check_available()?,
+            None => Level::detect()?,
+        };
+        if options.max_threads == Some(0) {
+            let got = "0".to_owned();
+            return Err(AttentionError::Value { operand: "max_threads", expected: "at least 1", got });
+        }
+        let order = Order::VERSION_1;
+        let max_threads = match options.max_threads {
+            Some(threads) => threads,
+            // A problem that is never worth more than one thread need not ask how many there are, which would start
+            // the global pool.
+            None => parallel::workers(usize::MAX),
+        };
+        let sizes = ScratchSizes::new(problem)?;
+        let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
+        let splits = problem.max_kv_len.div_ceil(order.split);
+        let splits = if splits > 1 { splits } else { 0 };
+        let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())
+            .ok_or(AttentionError::SizeOverflow { operand: "workspace" })?;
+        Ok(Self { problem: *problem, level, order, max_threads, sizes, partials })
+    }
+
+    /// The sizes it was made for.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The instruction set it runs on.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The most tasks that run side by side.
+    pub fn max_threads(&self) -> usize {
+        self.max_threads
+    }
+
+    /// How large a [`Workspace`] will be, but for a few kilobytes.
+    pub fn workspace_bytes(&self) -> usize {
+        let worker = self.sizes.total().unwrap_or(usize::MAX);
+        worker.saturating_mul(self.max_threads).saturating_add(self.partials).saturating_mul(size_of::<f32>())
+    }
+
+    /// Scratch for one call at a time.
+    ///
+    /// # Errors
+    /// [`AttentionError::OutOfMemory`].
+    pub fn workspace(&self) -> Result<Workspace, AttentionError> {
+        let mut workers = Vec::new();
+        let bytes = self.max_threads.saturating_mul(size_of::<Scratch>());
+        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes };
+        workers.try_reserve_exact(self.max_threads).map_err(error)?;
+        for _ in 0..self.max_threads {
+            workers.push(Scratch::new(&self.sizes)?);
+        }
+        let partials = AlignedBuf::zeroed("workspace", self.partials)?;
+        Ok(Workspace { sizes: self.sizes, workers, partials })
+    }
+
+    /// Attention of `inputs` into `outputs`.
+    ///
+    /// Any batch, and any lengths up to the plan's maxima. Runs on the current rayon pool, or on the calling thread
+    /// alone when the work is too small to be worth waking another; does not allocate. (Entering the pool from outside,
+    /// rayon's own queue may.)
+    ///
+    /// # Errors
+    /// Operands that do not fit the plan or each other; nothing is written then.
+    pub fn run<Q: Element, T: Element>(
+        &self,
+        inputs: &Inputs<'_, Q, T>,
+        outputs: Outputs<'_, Q>,
+        workspace: &mut Workspace,
+    ) -> Result<(), AttentionError> {
+        let call = Call::new(&self.problem, self.order, inputs)?;
+        self.check_workspace(workspace)?;
+        let Outputs { out, lse, row_max, scores } = outputs;
+        let [batch, q_heads, q_len, _] = inputs.q().shape();
+        check_output("out", &out, inputs.output_shape())?;
+        let per_row = |operand, values: Option<_>| {
+            values.map(|values| per_row(operand, values, [batch, q_heads, q_len, 1])).transpose()
+        };
+        let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
+        let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
+        let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max };
+
+        if batch == 0 || q_heads == 0 || q_len == 0 {
+            return Ok(());
+        }
+        let Workspace { workers, partials, .. } = workspace;
+        workers.iter_mut().for_each(Scratch::forget);
+        let grid = Grid::new(&call, self.max_threads);
+        grid::run(self.level, &call, &grid, &targets, workers, partials);
+        if let Some(scores) = scores {
+            let workers = &mut workers[..grid.workers];
+            scores::run(self.level, &call, &scores, workers);
+        }
+        Ok(())
+    }
+
+    /// What [`Plan::run`] would do with `inputs`, and why.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub fn explain<Q: Element, T: Element>(
+        &self,
+        inputs: &Inputs<'_, Q, T>,
+    ) -> Result<Explanation, AttentionError> {
+        let call = Call::new(&self.problem, self.order, inputs)?;
+        Ok(Explanation::new(self, &call, Q::DTYPE, &Grid::new(&call, self.max_threads)))
+    }
+
+    fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
+        let fits = workspace.sizes.hold(&self.sizes)
+            && workspace.workers.len() >= self.max_threads
+            && workspace.partials.len() >= self.partials;
+        if fits {
+            return Ok(());
+        }
+        Err(AttentionError::Workspace { expected: self.workspace_bytes(), got: workspace.bytes() })
+    }
+}
+
+fn check_output<T>(
+    operand: &'static str,
+    view: &ViewMut<'_, T>,
+    expected: [usize; 4],
+) -> Result<(), AttentionError> {
+    view.as_view().check_shape(operand, expected)?;
+    view.as_view().check_unit_stride(operand)
+}
+
+/// One number per row, contiguous.
+fn per_row<'a>(
+    operand: &'static str,
+    values: &'a mut [f32],
+    shape: [usize; 4],
+) -> Result<SharedRows<'a, f32>, AttentionError> {
+    let rows = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    let expected = rows.ok_or(AttentionError::SizeOverflow { operand })?;
+    if values.len() != expected {
+        return Err(AttentionError::Shape { operand, axis: "elements", expected, got: values.len() });
+    }
+    Ok(SharedRows::new(ViewMut::new(values, shape)?))
+}
+
+fn score_targets<'a, Q: Element, T: Element>(
+    scores: Scores<'a>,
+    inputs: &Inputs<'_, Q, T>,
+) -> Result<ScoreTargets<'a>, AttentionError> {
+    let Scores { stage, out, heads, rows } = scores;
+    let [batch, q_heads, q_len, _] = inputs.q().shape();
+    let chosen = |operand, axis, list: Option<&[usize]>, limit: usize| match list {
+        None => Ok(limit),
+        Some(list) => match list.iter().find(|&&index| index >= limit) {
+            Some(&got) => Err(AttentionError::TooLarge { operand, axis, limit: limit.saturating_sub(1), got }),
+            None => Ok(list.len()),
+        },
+    };
+    let head_count = chosen("scores.heads", "q_head", heads, q_heads)?;
+    let row_count = chosen("scores.rows", "row", rows, q_len)?;
+    check_output("scores", &out, [batch, head_count, row_count, inputs.k().shape()[2]])?;
+    Ok(ScoreTargets { stage, out: SharedRows::new(out), heads, rows, batch, head_count, row_count })
+}
+
+/// Attention in one call: plans, allocates and runs. Returns `[batch, q_heads, q_len, v_dim]`, contiguous.
+///
+/// Does what [`Plan::run`] does, with the same bits; a service that calls often keeps the plan and its workspace.
+///
+/// ```
+/// use lucid_attention::{Inputs, Mask, View, attention};
+///
+/// let (heads, tokens, dim) = (2, 3, 4);
+/// let (q, k, v) = (vec![1.0f32; 24], vec![1.0f32; 24], vec![0.5f32; 24]);
+/// let shape = [1, heads, tokens, dim];
+/// let inputs = Inputs::new(View::new(&q, shape)?, View::new(&k, shape)?, View::new(&v, shape)?);
+/// let out = attention(&inputs.mask(Mask::causal()))?;
+/// assert_eq!(out, vec![0.5; 24]);
+/// # Ok::<(), lucid_attention::AttentionError>(())
+/// ```
+///
+/// # Errors
+/// As [`Plan::new`] and [`Plan::run`], or memory cannot be had.
+pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Q>, AttentionError> {
+    let plan = Plan::new(&Problem::of(inputs))?;
+    let shape = inputs.output_shape();
+    let size = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    let size = size.ok_or(AttentionError::SizeOverflow { operand: "out" })?;
+    let mut out = Vec::new();
+    let error = |_| AttentionError::OutOfMemory { what: "out", bytes: size.saturating_mul(size_of::<Q>()) };
+    out.try_reserve_exact(size).map_err(error)?;
+    out.resize(size, Q::default());
+    plan.run(inputs, Outputs::new(ViewMut::new(&mut out, shape)?), &mut plan.workspace()?)?;
+    Ok(out)
+}

@@ -1,0 +1,52 @@
+//! All tuning: how a call is cut into blocks and tasks. Nothing here changes a bit of a result; the tile of 256 keys
+//! and the split of 1024, which do, are constants of the order of operations and live in [`crate::exact`].
+
+use crate::kernel::MAX_ROWS;
+
+/// Query rows of a block at most: their weights, accumulators and queries stay in L2 while keys and values pass.
+/// Flat between 48 and 96, 1 to 3 points less at 24 and 192 (bench `attention/prefill`).
+pub(crate) const BLOCK_ROWS: usize = 96;
+
+/// Units (a sequence's KV head) of at most this many query rows are one block, which reads each key and value once: few
+/// queries are bound by memory, and their parallelism comes from heads and splits of keys.
+pub(crate) const FEW_ROWS: usize = 32;
+
+/// Up to this many rows, keys held as rows are transposed in registers; above it they are packed first, because each
+/// group of rows would transpose them again.
+pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
+
+/// Estimated work in nanoseconds above which a call is spread over the pool: waking a worker takes some 50 us.
+pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
+
+/// Rough speeds of one thread, for the estimate: multiply-adds and bytes of keys and values per nanosecond.
+const MULTIPLY_ADDS_PER_NANOSECOND: f64 = 40.0;
+const BYTES_PER_NANOSECOND: f64 = 20.0;
+
+/// Tasks each worker should find, so that a slow one can be helped out.
+const TASKS_PER_WORKER: usize = 4;
+
+/// Estimated time of a call on one thread.
+pub(crate) fn nanoseconds(multiply_adds: f64, kv_bytes: f64) -> f64 {
+    multiply_adds / MULTIPLY_ADDS_PER_NANOSECOND + kv_bytes / BYTES_PER_NANOSECOND
+}
+
+/// Rows per block for `units` (sequence, KV head) pairs of `rows` query rows each.
+pub(crate) fn block_rows(rows: usize, units: usize, workers: usize) -> usize {
+    if rows <= FEW_ROWS {
+        return rows;
+    }
+    let at_least = if workers == 1 { 1 } else { (TASKS_PER_WORKER * workers).div_ceil(units.max(1)) };
+    let blocks = rows.div_ceil(BLOCK_ROWS).max(at_least.min(rows.div_ceil(2 * MAX_ROWS)));
+    rows.div_ceil(blocks.max(1)).next_multiple_of(MAX_ROWS).min(BLOCK_ROWS)
+}
+
+/// Whether a unit's keys are cut into splits that run side by side, their states merged afterwards: only where the
+/// units alone do not keep the workers busy.
+pub(crate) fn split_keys(units: usize, workers: usize, blocks_per_unit: usize, splits: usize) -> bool {
+    workers > 1 && blocks_per_unit == 1 && splits > 1 && units < TASKS_PER_WORKER * workers
+}
+
+/// The most units for which [`split_keys`] can say yes.
+pub(crate) fn max_split_units(workers: usize) -> usize {
+    if workers > 1 { TASKS_PER_WORKER * workers } else { 0 }
+}
