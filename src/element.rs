@@ -72,7 +72,9 @@ pub(crate) mod sealed {
 
     /// What the kernels need of a storage type.
     #[allow(private_interfaces, private_bounds, reason = "sealed: nobody outside can name or implement it")]
-    pub trait Storage: crate::scratch::Zeroed + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
+    pub trait Storage:
+        crate::scratch::Zeroed + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static
+    {
         fn load<I: Isa>(isa: I, src: &[Self]) -> I::F;
         fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]);
         fn erase(view: View<'_, Self>) -> AnyView<'_>
@@ -84,7 +86,11 @@ pub(crate) mod sealed {
 
 macro_rules! element {
     ($type:ty, $dtype:ident, $load:ident, $store:ident, $to:expr, $from:expr) => {
-        #[allow(private_interfaces, private_bounds, reason = "sealed: nobody outside can name or implement it")]
+        #[allow(
+            private_interfaces,
+            private_bounds,
+            reason = "sealed: nobody outside can name or implement it"
+        )]
         impl sealed::Storage for $type {
             #[inline(always)]
             fn load<I: Isa>(isa: I, src: &[Self]) -> I::F {

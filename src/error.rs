@@ -41,7 +41,9 @@ pub enum AttentionError {
         got: usize,
     },
     /// Two elements of an output lie on one another.
-    #[error("{operand}: shape {shape:?} with strides {strides:?} lets elements overlap, which an output may not")]
+    #[error(
+        "{operand}: shape {shape:?} with strides {strides:?} lets elements overlap, which an output may not"
+    )]
     Overlap {
         /// The operand.
         operand: &'static str,

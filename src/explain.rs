@@ -77,15 +77,23 @@ impl Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { level, q_dtype, kv_dtype, block_rows, tasks, splits, threads, .. } = self;
-        writeln!(f, "exact attention, order version 1, level {level}, q and out {q_dtype}, k and v {kv_dtype}")?;
+        writeln!(
+            f,
+            "exact attention, order version 1, level {level}, q and out {q_dtype}, k and v {kv_dtype}"
+        )?;
         let keys = match self.keys {
             KeyPath::Panels => "read from their panels",
             KeyPath::Packed => "packed into panels once per head and worker, for several blocks of queries",
-            KeyPath::PackedTile => "packed into panels tile by tile: one block of queries reads each key once",
+            KeyPath::PackedTile => {
+                "packed into panels tile by tile: one block of queries reads each key once"
+            }
             KeyPath::Transposed => "transposed in registers: too few queries for packing to pay",
         };
         writeln!(f, "keys: {keys}")?;
-        writeln!(f, "blocks: {block_rows} query rows each, {tasks} tasks, keys in {splits} split(s) side by side")?;
+        writeln!(
+            f,
+            "blocks: {block_rows} query rows each, {tasks} tasks, keys in {splits} split(s) side by side"
+        )?;
         let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
             (1, true) => "too little work to wake another thread",
             (1, false) => "no other thread in the plan or the pool",

@@ -53,11 +53,7 @@ impl<'a> Intervals<'a> {
     /// # Errors
     /// `offsets` does not have `batch * q_heads * q_len + 1` ascending entries that end at `spans.len()`, or a row's
     /// spans are not sorted, disjoint and forward.
-    pub fn new(
-        shape: [usize; 3],
-        offsets: &'a [usize],
-        spans: &'a [Span],
-    ) -> Result<Self, AttentionError> {
+    pub fn new(shape: [usize; 3], offsets: &'a [usize], spans: &'a [Span]) -> Result<Self, AttentionError> {
         let rows = shape
             .iter()
             .try_fold(1usize, |product, &n| product.checked_mul(n))
@@ -95,7 +91,12 @@ impl<'a> Intervals<'a> {
         for axis in 0..3 {
             let (expected, got) = (shape[axis], self.shape[axis]);
             if got != expected && (got != 1 || axis == 2) {
-                return Err(AttentionError::Shape { operand: "mask.intervals", axis: MASK_AXES[axis], expected, got });
+                return Err(AttentionError::Shape {
+                    operand: "mask.intervals",
+                    axis: MASK_AXES[axis],
+                    expected,
+                    got,
+                });
             }
         }
         Ok(())
@@ -272,7 +273,8 @@ impl<'a> Mask<'a> {
             range.start = range.start.max(position(row.q_pos.saturating_sub_unsigned(left as u64)));
         }
         if let Some(right) = self.right {
-            range.end = range.end.min(position(row.q_pos.saturating_add_unsigned(right as u64).saturating_add(1)));
+            range.end =
+                range.end.min(position(row.q_pos.saturating_add_unsigned(right as u64).saturating_add(1)));
         }
         if let Some(bounds) = self.documents {
             let document = document(bounds, row.q_pos);

@@ -102,7 +102,12 @@ impl<T: Element> KeyPanels<T> {
         let tokens = keys.shape()[2];
         let room = self.capacity - self.len;
         if tokens > room {
-            return Err(AttentionError::TooLarge { operand: "keys", axis: "tokens", limit: room, got: tokens });
+            return Err(AttentionError::TooLarge {
+                operand: "keys",
+                axis: "tokens",
+                limit: room,
+                got: tokens,
+            });
         }
         let (head_dim, start) = (self.head_dim, self.len);
         let panel = head_dim * PANEL;

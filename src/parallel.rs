@@ -36,7 +36,8 @@ pub(crate) fn for_each_task<S: Send>(
     }
     let ranges = scratches.len().clamp(1, MAX_RANGES);
     let bound = |range: usize| (tasks as u128 * range as u128 / ranges as u128) as usize;
-    let next: [AtomicUsize; MAX_RANGES] = std::array::from_fn(|range| AtomicUsize::new(bound(range.min(ranges))));
+    let next: [AtomicUsize; MAX_RANGES] =
+        std::array::from_fn(|range| AtomicUsize::new(bound(range.min(ranges))));
     fan_out(0, scratches, &|worker, scratch| {
         for range in (0..ranges).map(|offset| (worker + offset) % ranges) {
             loop {

@@ -21,7 +21,11 @@ use crate::view::ViewMut;
 
 /// Choices that are not sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields, default))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields, default)
+)]
 pub struct PlanOptions {
     /// The instruction set; [`Level::detect`] if not given.
     pub level: Option<Level>,
@@ -245,7 +249,9 @@ fn score_targets<'a, Q: Element, T: Element>(
     let chosen = |operand, axis, list: Option<&[usize]>, limit: usize| match list {
         None => Ok(limit),
         Some(list) => match list.iter().find(|&&index| index >= limit) {
-            Some(&got) => Err(AttentionError::TooLarge { operand, axis, limit: limit.saturating_sub(1), got }),
+            Some(&got) => {
+                Err(AttentionError::TooLarge { operand, axis, limit: limit.saturating_sub(1), got })
+            }
             None => Ok(list.len()),
         },
     };

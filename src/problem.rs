@@ -52,11 +52,8 @@ impl Problem {
                 got: "0".to_owned(),
             });
         }
-        let divides = if self.kv_heads == 0 {
-            self.q_heads == 0
-        } else {
-            self.q_heads.is_multiple_of(self.kv_heads)
-        };
+        let divides =
+            if self.kv_heads == 0 { self.q_heads == 0 } else { self.q_heads.is_multiple_of(self.kv_heads) };
         if !divides {
             return Err(AttentionError::Value {
                 operand: "q_heads",

@@ -413,6 +413,7 @@ fn check<Q: Element, T: Element>(
     }
     let [queries, keys] = longest(inputs);
     let full = [sequences.len(), q_heads, queries, keys];
+    inputs.mask.intervals.map_or(Ok(()), |list| list.check(full))?;
     let dense = [
         ("bias", inputs.bias.map(|view| view.shape())),
         ("mask", inputs.mask.allowed.map(|view| view.shape())),
@@ -569,6 +570,8 @@ mod tests {
             inputs.mask(Mask::NONE.kv_lens(&[])),
             inputs.mask(Mask::prefix_lm(&[1, 2])).q_start(QueryStart::TopLeft),
             inputs.q_start(QueryStart::PerSequence(&[])),
+            inputs.mask(Mask::NONE.intervals(Intervals::new([1, 1, 1], &[0, 0], &[]).unwrap())),
+            inputs.mask(Mask::NONE.allowed(View::new(&[true; 4], [1, 1, 1, 4]).unwrap())),
             inputs.ragged(Ragged { q_bounds: &[0, 3], kv_bounds: &[0, 3] }),
             inputs.ragged(Ragged { q_bounds: &[], kv_bounds: &[] }),
         ];

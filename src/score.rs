@@ -11,12 +11,12 @@
 //! t   = fma(bias, RN(log2 e), t)
 //! ```
 
+use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::load_padded;
 use crate::mask::{MaskRow, TileBits};
 use crate::math;
 use crate::view::{AnyView, View, with_any_view};
-use crate::element::Element;
 use std::f64::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
@@ -49,8 +49,8 @@ impl<'a> ScoreRules<'a> {
         alibi: Option<&'a [f32]>,
         bias: Option<AnyView<'a>>,
     ) -> Self {
-        let softcap = softcap
-            .map(|cap| Softcap { inner: (LN_2 / f64::from(cap)) as f32, outer: in_log2(cap) });
+        let softcap =
+            softcap.map(|cap| Softcap { inner: (LN_2 / f64::from(cap)) as f32, outer: in_log2(cap) });
         Self { factor: in_log2(scale), softcap, alibi, bias }
     }
 

@@ -158,9 +158,8 @@ fn softmax_units<I: Isa, const MASKED: bool>(
     let factor = rescale(isa, old, state.max);
     let shift = isa.splat(shift(state.max));
     let zero = isa.splat(0.0);
-    let mut sum: [I::F; 2] =
-        std::array::from_fn(|part| isa.load(&state.sum[part * I::LANES % SUM_LANES..]))
-            .map(|sum| isa.mul(sum, isa.splat(factor)));
+    let mut sum: [I::F; 2] = std::array::from_fn(|part| isa.load(&state.sum[part * I::LANES % SUM_LANES..]))
+        .map(|sum| isa.mul(sum, isa.splat(factor)));
     for (unit, scores) in scores.chunks_exact_mut(SUM_LANES).enumerate() {
         for part in 0..SUM_LANES / I::LANES {
             let scores = &mut scores[part * I::LANES..];

@@ -207,7 +207,11 @@ impl<'a, T> View<'a, T> {
     }
 
     /// Checks all axes.
-    pub(crate) fn check_shape(&self, operand: &'static str, expected: [usize; 4]) -> Result<(), AttentionError> {
+    pub(crate) fn check_shape(
+        &self,
+        operand: &'static str,
+        expected: [usize; 4],
+    ) -> Result<(), AttentionError> {
         (0..4).try_for_each(|axis| self.check_axis(operand, axis, expected[axis]))
     }
 
@@ -225,11 +229,7 @@ impl<'a, T> View<'a, T> {
     }
 
     /// This view stretched to `shape`: every axis must have that size already, or 1, which is repeated.
-    pub(crate) fn broadcast(
-        &self,
-        operand: &'static str,
-        shape: [usize; 4],
-    ) -> Result<Self, AttentionError> {
+    pub(crate) fn broadcast(&self, operand: &'static str, shape: [usize; 4]) -> Result<Self, AttentionError> {
         let mut view = *self;
         for axis in 0..4 {
             if self.shape[axis] == shape[axis] {
@@ -280,11 +280,7 @@ pub(crate) use with_any_view;
 
 impl<'a> AnyView<'a> {
     /// See [`View::broadcast`].
-    pub(crate) fn broadcast(
-        &self,
-        operand: &'static str,
-        shape: [usize; 4],
-    ) -> Result<Self, AttentionError> {
+    pub(crate) fn broadcast(&self, operand: &'static str, shape: [usize; 4]) -> Result<Self, AttentionError> {
         Ok(match self {
             AnyView::F32(view) => AnyView::F32(view.broadcast(operand, shape)?),
             AnyView::F16(view) => AnyView::F16(view.broadcast(operand, shape)?),

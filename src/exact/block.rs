@@ -23,10 +23,10 @@ use super::call::{Call, Order};
 use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::{MAX_ROWS, rows_const};
 use crate::kernel::pack::{merge_row, pack_panels, pack_query, scale_row, widen};
 use crate::kernel::score::{KeyRows, ScoreRows, score_panels, score_rows};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
+use crate::kernel::{MAX_ROWS, rows_const};
 use crate::mask::{MaskRow, TILE, TileBits, set_range};
 use crate::panels::PANEL;
 use crate::softmax::{Partial, RowState, softmax_row};
@@ -180,9 +180,8 @@ pub(crate) fn pack_row<I: Isa, T: Element>(
 /// The keys from the first to the last that some row may attend, within `limits`.
 pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usize>> {
     let some = rows.iter().filter(|row| !row.keys.is_empty());
-    let (start, end) = some.fold((usize::MAX, 0), |(start, end), row| {
-        (start.min(row.keys.start), end.max(row.keys.end))
-    });
+    let (start, end) =
+        some.fold((usize::MAX, 0), |(start, end), row| (start.min(row.keys.start), end.max(row.keys.end)));
     let keys = start.max(limits.start)..end.min(limits.end);
     (keys.start < keys.end).then_some(keys)
 }
@@ -205,19 +204,37 @@ pub(crate) fn key_source<'a, I: Isa, T: Element>(
             if !block.shares_keys || T::DTYPE == crate::DType::F32 {
                 return KeySource::Panels(stored);
             }
-            scratch.pack_missing([block.sequence.index, block.kv_head], keys, |missing, out| {
-                widen(isa, &stored[missing.start * panel_size..missing.end * panel_size], out);
-            }, panel_size);
+            scratch.pack_missing(
+                [block.sequence.index, block.kv_head],
+                keys,
+                |missing, out| {
+                    widen(isa, &stored[missing.start * panel_size..missing.end * panel_size], out);
+                },
+                panel_size,
+            );
             KeySource::Packed
         }
         Keys::Rows(view) => {
-            let rows = KeyRows { data: view.from(batch, block.kv_head, k_first), stride: view.strides()[2], len: kv_len };
+            let rows = KeyRows {
+                data: view.from(batch, block.kv_head, k_first),
+                stride: view.strides()[2],
+                len: kv_len,
+            };
             if !block.shares_keys {
-                return if block.rows.len() <= crate::tile::FUSED_ROWS { KeySource::Rows(rows) } else { KeySource::PackedTile(rows) };
+                return if block.rows.len() <= crate::tile::FUSED_ROWS {
+                    KeySource::Rows(rows)
+                } else {
+                    KeySource::PackedTile(rows)
+                };
             }
-            scratch.pack_missing([block.sequence.index, block.kv_head], keys, |missing, out| {
-                pack_panels(isa, rows, head_dim, missing, out);
-            }, panel_size);
+            scratch.pack_missing(
+                [block.sequence.index, block.kv_head],
+                keys,
+                |missing, out| {
+                    pack_panels(isa, rows, head_dim, missing, out);
+                },
+                panel_size,
+            );
             KeySource::Packed
         }
     }

@@ -43,7 +43,13 @@ impl Grid {
     }
 
     /// The block of a task; empty where a ragged batch has a shorter sequence.
-    fn block<T: Element>(&self, call: &Call<'_, T>, unit: usize, index: usize, split: Option<usize>) -> Block {
+    fn block<T: Element>(
+        &self,
+        call: &Call<'_, T>,
+        unit: usize,
+        index: usize,
+        split: Option<usize>,
+    ) -> Block {
         let kv_heads = call.problem.kv_heads;
         let sequence = call.sequences.get(unit / kv_heads);
         let rows = sequence.q_len * call.problem.group();
@@ -98,12 +104,25 @@ fn run_splits<T: Element>(
     parallel::for_each_task(grid.units * grid.splits, scratches, &|task, scratch: &mut Scratch| {
         let (unit, split) = (task / grid.splits, task % grid.splits);
         let block = grid.block(call, unit, 0, Some(split));
-        level.dispatch(BlockKernel { call, block: &block, scratch, end: End::Keep { partials, unit, split } });
+        level.dispatch(BlockKernel {
+            call,
+            block: &block,
+            scratch,
+            end: End::Keep { partials, unit, split },
+        });
     });
     for unit in 0..grid.units {
         let block = grid.block(call, unit, 0, None);
         let splits = grid.splits;
-        level.dispatch(MergeKernel { call, block: &block, scratch: &mut scratches[0], targets, partials, unit, splits });
+        level.dispatch(MergeKernel {
+            call,
+            block: &block,
+            scratch: &mut scratches[0],
+            targets,
+            partials,
+            unit,
+            splits,
+        });
     }
 }
 

@@ -21,7 +21,11 @@ pub(crate) fn partials_len(units: usize, splits: usize, rows: usize, acc_stride:
 
 impl<'a> Partials<'a> {
     /// A store in `buffer`; `None` if it is too small.
-    pub(crate) fn new(buffer: &'a mut [f32], [units, splits, rows]: [usize; 3], acc_stride: usize) -> Option<Self> {
+    pub(crate) fn new(
+        buffer: &'a mut [f32],
+        [units, splits, rows]: [usize; 3],
+        acc_stride: usize,
+    ) -> Option<Self> {
         let view = ViewMut::new(buffer, [units, splits, rows, acc_stride + HEADER]).ok()?;
         Some(Self { rows: SharedRows::new(view) })
     }
@@ -39,7 +43,14 @@ impl<'a> Partials<'a> {
 
     /// Joins a row's parts in key order into `acc`, which it overwrites.
     #[inline(always)]
-    pub(crate) fn merge<I: Isa>(&self, isa: I, unit: usize, splits: usize, row: usize, acc: &mut [f32]) -> Partial {
+    pub(crate) fn merge<I: Isa>(
+        &self,
+        isa: I,
+        unit: usize,
+        splits: usize,
+        row: usize,
+        acc: &mut [f32],
+    ) -> Partial {
         let mut total = Partial::EMPTY;
         for split in 0..splits {
             // SAFETY: parts are all there when they are merged, and each row is merged by one task.

@@ -3,7 +3,9 @@
 //!
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, GroupShape, KeySource, describe_row, key_source, pack_row, score_group, shape_row};
+use super::block::{
+    Block, BlockRow, GroupShape, KeySource, describe_row, key_source, pack_row, score_group, shape_row,
+};
 use super::call::Call;
 use super::finish::with_sink;
 use super::workspace::Scratch;
@@ -183,7 +185,9 @@ fn write_row<I: Isa, T: Element>(
     match stage {
         ScoreStage::Raw => {}
         ScoreStage::Capped => call.rules.cap(isa, scores, columns.clone()),
-        ScoreStage::Biased | ScoreStage::Softmax => (bits, _) = shape_row(isa, call, row, tile, &columns, scores),
+        ScoreStage::Biased | ScoreStage::Softmax => {
+            (bits, _) = shape_row(isa, call, row, tile, &columns, scores)
+        }
     }
     let Partial { max, sum, seen } = row.total;
     for column in columns.step_by(I::LANES) {

@@ -54,7 +54,12 @@ impl<'a> Sequences<'a> {
             for (index, &len) in lens.iter().enumerate() {
                 let limit = sequences.bounds(index).1.len();
                 if len > limit {
-                    return Err(AttentionError::TooLarge { operand: "kv_lens", axis: "kv_len", limit, got: len });
+                    return Err(AttentionError::TooLarge {
+                        operand: "kv_lens",
+                        axis: "kv_len",
+                        limit,
+                        got: len,
+                    });
                 }
             }
         }
@@ -129,9 +134,9 @@ impl<'a> Sequences<'a> {
         if self.ragged.is_none() {
             return [self.q_len, self.kv_len];
         }
-        (0..self.count()).map(|index| self.bounds(index)).fold([0, 0], |[q, kv], (queries, keys)| {
-            [q.max(queries.len()), kv.max(keys.len())]
-        })
+        (0..self.count())
+            .map(|index| self.bounds(index))
+            .fold([0, 0], |[q, kv], (queries, keys)| [q.max(queries.len()), kv.max(keys.len())])
     }
 }
 

@@ -79,7 +79,11 @@ impl ScratchSizes {
 
     /// Elements in all.
     pub(crate) fn total(&self) -> Option<usize> {
-        self.acc.checked_mul(2)?.checked_add(self.queries)?.checked_add(self.panels)?.checked_add(MAX_ROWS * TILE)
+        self.acc
+            .checked_mul(2)?
+            .checked_add(self.queries)?
+            .checked_add(self.panels)?
+            .checked_add(MAX_ROWS * TILE)
     }
 }
 
@@ -87,7 +91,8 @@ impl Scratch {
     pub(crate) fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let buffer = |len| AlignedBuf::zeroed("workspace", len);
         let mut rows = Vec::new();
-        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: BLOCK_ROWS * size_of::<BlockRow>() };
+        let error =
+            |_| AttentionError::OutOfMemory { what: "workspace", bytes: BLOCK_ROWS * size_of::<BlockRow>() };
         rows.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
         Ok(Self {
             queries: buffer(sizes.queries)?,
@@ -137,6 +142,10 @@ impl Scratch {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.queries.bytes() + self.scores.bytes() + self.acc.bytes() + self.total.bytes() + self.panels.bytes()
+        self.queries.bytes()
+            + self.scores.bytes()
+            + self.acc.bytes()
+            + self.total.bytes()
+            + self.panels.bytes()
     }
 }

@@ -157,7 +157,8 @@ impl Isa for Avx512 {
         op!({
             // Bitwise "sign ? b : a".
             let sign = _mm512_set1_epi32(i32::MIN);
-            let bits = _mm512_ternarylogic_epi32::<0xca>(sign, _mm512_castps_si512(b), _mm512_castps_si512(a));
+            let bits =
+                _mm512_ternarylogic_epi32::<0xca>(sign, _mm512_castps_si512(b), _mm512_castps_si512(a));
             _mm512_castsi512_ps(bits)
         })
     }

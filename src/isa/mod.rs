@@ -163,9 +163,8 @@ impl Level {
     pub fn detect() -> Result<Level, AttentionError> {
         static FORCED: OnceLock<Option<String>> = OnceLock::new();
         static BEST: OnceLock<Level> = OnceLock::new();
-        let forced = FORCED.get_or_init(|| {
-            std::env::var_os("LUCID_LEVEL").map(|name| name.to_string_lossy().into_owned())
-        });
+        let forced = FORCED
+            .get_or_init(|| std::env::var_os("LUCID_LEVEL").map(|name| name.to_string_lossy().into_owned()));
         match forced {
             Some(name) => Level::from_name(name)?.check_available(),
             None => Ok(*BEST.get_or_init(|| Level::available().last().unwrap_or(Level::Portable))),
@@ -177,7 +176,11 @@ impl Level {
     /// # Errors
     /// [`AttentionError::LevelUnavailable`] otherwise.
     pub fn check_available(self) -> Result<Level, AttentionError> {
-        if self.is_available() { Ok(self) } else { Err(AttentionError::LevelUnavailable { level: self.name() }) }
+        if self.is_available() {
+            Ok(self)
+        } else {
+            Err(AttentionError::LevelUnavailable { level: self.name() })
+        }
     }
 
     /// Whether a multiply-add rounds once. Levels for which this holds give the same bits for the same call.

@@ -23,10 +23,8 @@ impl Isa for Portable {
     type M = f32x8;
 
     const LANES: usize = 8;
-    const FUSED: bool = cfg!(any(
-        target_feature = "fma",
-        all(target_arch = "aarch64", target_feature = "neon")
-    ));
+    const FUSED: bool =
+        cfg!(any(target_feature = "fma", all(target_arch = "aarch64", target_feature = "neon")));
     const SCALES_ANY: bool = false;
     const REGISTERS: usize = 8;
 

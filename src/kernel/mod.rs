@@ -26,12 +26,30 @@ pub(crate) const MAX_ROWS: usize = 6;
 macro_rules! rows_const {
     ($rows:expr, $mr:ident => $body:expr) => {
         match $rows {
-            1 => { const $mr: usize = 1; $body }
-            2 => { const $mr: usize = 2; $body }
-            3 => { const $mr: usize = 3; $body }
-            4 => { const $mr: usize = 4; $body }
-            5 => { const $mr: usize = 5; $body }
-            _ => { const $mr: usize = $crate::kernel::MAX_ROWS; $body }
+            1 => {
+                const $mr: usize = 1;
+                $body
+            }
+            2 => {
+                const $mr: usize = 2;
+                $body
+            }
+            3 => {
+                const $mr: usize = 3;
+                $body
+            }
+            4 => {
+                const $mr: usize = 4;
+                $body
+            }
+            5 => {
+                const $mr: usize = 5;
+                $body
+            }
+            _ => {
+                const $mr: usize = $crate::kernel::MAX_ROWS;
+                $body
+            }
         }
     };
 }

@@ -73,8 +73,7 @@ fn accumulate_tile<I: Isa, T: Element, const MR: usize, const NV: usize, const G
     rows: &mut WeightedRows<'_>,
 ) {
     let width = NV * I::LANES;
-    let weights: [&[f32]; MR] =
-        std::array::from_fn(|r| &rows.weights[r * rows.weights_stride..][..count]);
+    let weights: [&[f32]; MR] = std::array::from_fn(|r| &rows.weights[r * rows.weights_stride..][..count]);
     let mut acc: [[I::F; NV]; MR] = std::array::from_fn(|r| {
         let row = &rows.acc[r * rows.acc_stride + d..][..width];
         std::array::from_fn(|v| isa.load(&row[v * I::LANES..]))
