@@ -32,6 +32,11 @@ pub struct PlanOptions {
     /// The most tasks that run side by side, whatever the size of the pool; that of the pool the plan is made in if not
     /// given. Scratch is proportional to it.
     pub max_threads: Option<usize>,
+    /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]): queries, keys, values and
+    /// weights are rounded to bf16 (exact for what is stored as bf16, but weights are not), sums stay f32. Errors are
+    /// those of bf16, whatever is stored; results are reproducible (over threads and batches) but not those of the
+    /// exact tier.
+    pub bf16_dot: bool,
 }
 
 /// A validated problem with the choices made for it.

@@ -18,6 +18,7 @@
 //!
 //! - A removed key (by the mask, or by a bias of -inf) enters no sum, whatever its key, value or bias holds.
 //! - No key left: output +0, `lse` and `row_max` -inf, probabilities 0.
+//! - Keys beyond a sequence's length are no keys at all: [`Row`] does not list them.
 //! - Keys are left and one of their logits is NaN or +inf, or all are -inf: output, `lse`, `row_max` and the
 //!   probabilities of these keys are NaN. A sink of NaN or +inf makes outputs and probabilities NaN.
 
@@ -168,20 +169,20 @@ pub fn for_each_row<Q: Element, T: Element>(
 ) -> Result<(), AttentionError> {
     let sequences = sequences(inputs)?;
     check(inputs, &sequences)?;
-    let ([_, q_heads, _, head_dim], kv_heads) = (inputs.q.shape(), inputs.v.shape()[1]);
+    let ([_, q_heads, _, head_dim], [_, kv_heads, _, v_dim]) = (inputs.q.shape(), inputs.v.shape());
     let scale = f64::from(inputs.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()));
     let softcap = inputs.softcap.map(f64::from);
     for sequence in &sequences {
         for q_head in 0..q_heads {
             let kv_head = q_head / (q_heads / kv_heads);
-            let k = rows_of(inputs.k.shape()[3], &sequence.keys, |t, d| {
+            let k = rows_of(head_dim, &sequence.keys, |t, d| {
                 let index = [sequence.batch, kv_head, t, d];
                 match inputs.k {
                     Keys::Rows(view) => view.get(index).map(|x| x.to_f32()),
                     Keys::Panels(panels) => panels.get(index).map(|x| x.to_f32()),
                 }
             })?;
-            let v = rows_of(inputs.v.shape()[3], &sequence.keys, |t, d| {
+            let v = rows_of(v_dim, &sequence.keys, |t, d| {
                 inputs.v.get([sequence.batch, kv_head, t, d]).map(|x| x.to_f32())
             })?;
             let mut scores = Vec::with_capacity(sequence.keys.len());
@@ -312,22 +313,25 @@ fn longest<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> [usize; 2] {
 /// The batch as a list of sequences.
 fn sequences<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Sequence>, AttentionError> {
     let ([batch, _, q_len, _], [_, _, kv_len, _]) = (inputs.q.shape(), inputs.k.shape());
-    let places: Vec<(usize, Range<usize>, Range<usize>)> = match inputs.ragged {
-        None => (0..batch).map(|b| (b, 0..q_len, 0..kv_len)).collect(),
+    let count = inputs.ragged.map_or(batch, |ragged| ragged.q_bounds.len().saturating_sub(1));
+    let mut places: Vec<(usize, Range<usize>, Range<usize>)> = Vec::new();
+    let out_of_memory = AttentionError::OutOfMemory { what: "batch", bytes: count.saturating_mul(64) };
+    places.try_reserve_exact(count).map_err(|_| out_of_memory)?;
+    match inputs.ragged {
+        None => places.extend((0..batch).map(|b| (b, 0..q_len, 0..kv_len))),
         Some(ragged) => {
             check_size("ragged", "batch", 1, batch)?;
             check_size("kv_bounds", "sequences + 1", ragged.q_bounds.len(), ragged.kv_bounds.len())?;
             let queries = split("q_bounds", ragged.q_bounds, q_len)?;
             let keys = split("kv_bounds", ragged.kv_bounds, kv_len)?;
-            queries.zip(keys).map(|(queries, keys)| (0, queries, keys)).collect()
+            places.extend(queries.zip(keys).map(|(queries, keys)| (0, queries, keys)));
         }
-    };
+    }
     let positional = inputs.mask.causal
         || inputs.mask.left.is_some()
         || inputs.mask.right.is_some()
         || inputs.mask.documents.is_some()
         || inputs.alibi.is_some();
-    let count = places.len();
     let sequence = |(index, (batch, queries, mut keys)): (usize, (usize, Range<usize>, Range<usize>))| {
         let (q_len, kv_len) = (queries.len(), keys.len());
         if let Some(lens) = inputs.mask.kv_lens {
@@ -407,9 +411,8 @@ fn check<Q: Element, T: Element>(
     check_size("v", "tokens", kv_len, inputs.v.shape()[2])?;
     check_size("alibi", "q_heads", q_heads, inputs.alibi.map_or(q_heads, <[f32]>::len))?;
     check_size("sinks", "q_heads", q_heads, inputs.sinks.map_or(q_heads, <[f32]>::len))?;
-    if let Some(prefix) = inputs.mask.prefix {
-        (0..sequences.len())
-            .try_for_each(|s| per_sequence("prefix", prefix, s, sequences.len()).map(drop))?;
+    if let (Some(prefix), Some(last)) = (inputs.mask.prefix, sequences.len().checked_sub(1)) {
+        per_sequence("prefix", prefix, last, sequences.len())?;
     }
     let [queries, keys] = longest(inputs);
     let full = [sequences.len(), q_heads, queries, keys];

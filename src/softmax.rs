@@ -14,7 +14,7 @@
 
 use crate::isa::Isa;
 use crate::kernel::value::REMOVED;
-use crate::mask::TILE;
+use crate::mask::TileBits;
 use crate::math;
 use std::ops::Range;
 
@@ -114,12 +114,12 @@ pub(crate) fn softmax_row<I: Isa>(
     state: &mut RowState,
     scores: &mut [f32],
     columns: Range<usize>,
-    bits: Option<&[u64; TILE / 64]>,
+    bits: Option<&TileBits>,
 ) -> f32 {
     match bits {
         None => {
             state.seen = true;
-            softmax_units::<I, false>(isa, state, scores, columns, &[0; TILE / 64])
+            softmax_units::<I, false>(isa, state, scores, columns, &TileBits::default())
         }
         Some(bits) => {
             state.seen |= bits.iter().any(|&word| word != 0);
@@ -134,9 +134,8 @@ fn softmax_units<I: Isa, const MASKED: bool>(
     state: &mut RowState,
     scores: &mut [f32],
     columns: Range<usize>,
-    bits: &[u64; TILE / 64],
+    bits: &TileBits,
 ) -> f32 {
-    let allowed = |column: usize| isa.mask((bits[column / 64] >> (column % 64)) as u32);
     let removed = isa.splat(f32::NEG_INFINITY);
     let scores = &mut scores[columns.clone()];
 
@@ -146,7 +145,7 @@ fn softmax_units<I: Isa, const MASKED: bool>(
             let mut score = isa.load(&scores[part * I::LANES..]);
             if MASKED {
                 let column = columns.start + unit * SUM_LANES + part * I::LANES;
-                score = isa.select(allowed(column), score, removed);
+                score = isa.select(mask_at(isa, bits, column), score, removed);
             }
             max[part] = isa.max(score, max[part]);
         }
@@ -158,15 +157,17 @@ fn softmax_units<I: Isa, const MASKED: bool>(
     let factor = rescale(isa, old, state.max);
     let shift = isa.splat(shift(state.max));
     let zero = isa.splat(0.0);
-    let mut sum: [I::F; 2] = std::array::from_fn(|part| isa.load(&state.sum[part * I::LANES % SUM_LANES..]))
-        .map(|sum| isa.mul(sum, isa.splat(factor)));
+    let mut sum = [zero; 2];
+    for part in 0..SUM_LANES / I::LANES {
+        sum[part] = isa.mul(isa.load(&state.sum[part * I::LANES..]), isa.splat(factor));
+    }
     for (unit, scores) in scores.chunks_exact_mut(SUM_LANES).enumerate() {
         for part in 0..SUM_LANES / I::LANES {
             let scores = &mut scores[part * I::LANES..];
             let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
             if MASKED {
                 let column = columns.start + unit * SUM_LANES + part * I::LANES;
-                let allowed = allowed(column);
+                let allowed = mask_at(isa, bits, column);
                 sum[part] = isa.add(sum[part], isa.select(allowed, weight, zero));
                 isa.store(isa.select(allowed, weight, isa.splat(REMOVED)), scores);
             } else {
@@ -179,4 +180,10 @@ fn softmax_units<I: Isa, const MASKED: bool>(
         isa.store(sum[part], &mut state.sum[part * I::LANES..]);
     }
     factor
+}
+
+/// The mask of a vector of columns.
+#[inline(always)]
+pub(crate) fn mask_at<I: Isa>(isa: I, bits: &TileBits, column: usize) -> I::M {
+    isa.mask((bits[column / 64] >> (column % 64)) as u32)
 }

@@ -20,7 +20,7 @@
 //! loop: which is why a row has the same bits in both.
 
 use super::call::{Call, Order};
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::inputs::Keys;
 use crate::isa::{Isa, Kernel};
 use crate::kernel::pack::{merge_row, pack_panels, pack_query, scale_row, widen};
@@ -30,6 +30,7 @@ use crate::kernel::{MAX_ROWS, rows_const};
 use crate::mask::{MaskRow, TILE, TileBits, set_range};
 use crate::panels::PANEL;
 use crate::softmax::{Partial, RowState, softmax_row};
+use crate::tile::FUSED_ROWS;
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -198,46 +199,32 @@ pub(crate) fn key_source<'a, I: Isa, T: Element>(
     let Sequence { batch, k_first, kv_len, .. } = block.sequence;
     let head_dim = call.problem.head_dim;
     let panel_size = PANEL * head_dim;
-    match call.keys {
-        Keys::Panels(panels) => {
-            let stored = panels.head(batch, block.kv_head);
-            if !block.shares_keys || T::DTYPE == crate::DType::F32 {
-                return KeySource::Panels(stored);
-            }
-            scratch.pack_missing(
-                [block.sequence.index, block.kv_head],
-                keys,
-                |missing, out| {
-                    widen(isa, &stored[missing.start * panel_size..missing.end * panel_size], out);
-                },
-                panel_size,
-            );
-            KeySource::Packed
-        }
+    let source = match call.keys {
+        Keys::Panels(panels) => KeySource::Panels(panels.head(batch, block.kv_head)),
         Keys::Rows(view) => {
-            let rows = KeyRows {
-                data: view.from(batch, block.kv_head, k_first),
-                stride: view.strides()[2],
-                len: kv_len,
-            };
-            if !block.shares_keys {
-                return if block.rows.len() <= crate::tile::FUSED_ROWS {
-                    KeySource::Rows(rows)
-                } else {
-                    KeySource::PackedTile(rows)
-                };
-            }
-            scratch.pack_missing(
-                [block.sequence.index, block.kv_head],
-                keys,
-                |missing, out| {
-                    pack_panels(isa, rows, head_dim, missing, out);
-                },
-                panel_size,
-            );
-            KeySource::Packed
+            let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
+            KeySource::Rows(KeyRows { data, stride, len: kv_len })
+        }
+    };
+    if !block.shares_keys {
+        return match source {
+            KeySource::Rows(rows) if block.rows.len() > FUSED_ROWS => KeySource::PackedTile(rows),
+            source => source,
+        };
+    }
+    if T::DTYPE == DType::F32 && matches!(source, KeySource::Panels(_)) {
+        return source;
+    }
+    for missing in scratch.missing_panels([block.sequence.index, block.kv_head], keys) {
+        let range = missing.start * panel_size..(missing.end * panel_size).max(missing.start * panel_size);
+        let out = &mut scratch.panels[range.clone()];
+        match source {
+            KeySource::Panels(panels) => widen(isa, &panels[range], out),
+            KeySource::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
+            KeySource::Packed | KeySource::PackedTile(_) => {}
         }
     }
+    KeySource::Packed
 }
 
 /// Starts a split.

@@ -13,11 +13,11 @@ use crate::element::Element;
 use crate::inputs::ScoreStage;
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::MAX_ROWS;
-use crate::mask::TILE;
+use crate::mask::{TILE, TileBits};
 use crate::math;
 use crate::parallel;
 use crate::rows::SharedRows;
-use crate::softmax::{Partial, softmax_row};
+use crate::softmax::{Partial, RowState, mask_at, softmax_row};
 use std::f32::consts::LN_2;
 use std::ops::Range;
 
@@ -85,7 +85,6 @@ impl<T: Element> Kernel for ScoreKernel<'_, '_, T> {
         let ScoreKernel { call, targets, place, scratch } = self;
         let sequence = call.sequences.get(place.sequence);
         let q_head = targets.heads.map_or(place.head, |heads| heads[place.head]);
-        let removed = if targets.stage == ScoreStage::Softmax { 0.0 } else { f32::NEG_INFINITY };
         scratch.rows.clear();
         for row in place.rows.clone() {
             let token = targets.rows.map_or(row, |rows| rows[row]);
@@ -101,39 +100,42 @@ impl<T: Element> Kernel for ScoreKernel<'_, '_, T> {
         if targets.stage == ScoreStage::Softmax {
             sum_rows(isa, call, &source, scratch, &keys);
         }
-        // SAFETY: tasks partition the chosen (head, row) pairs.
-        let out = |row: usize| unsafe { targets.out.row(sequence.batch, place.head, place.rows.start + row) };
-        for row in 0..place.rows.len() {
-            out(row).fill(removed);
+        for tile in tiles(call, &keys) {
+            score_tile(isa, call, &source, scratch, &tile);
+            let columns = 0..tile.len().next_multiple_of(16);
+            let rows = scratch.rows.iter().zip(scratch.scores.chunks_mut(TILE));
+            for (index, (row, scores)) in rows.enumerate() {
+                write_row(isa, call, targets.stage, row, &tile, columns.clone(), scores);
+                // SAFETY: tasks partition the chosen (head, row) pairs.
+                let out = unsafe { targets.out.row(sequence.batch, place.head, place.rows.start + index) };
+                out[tile.clone()].copy_from_slice(&scores[..tile.len()]);
+            }
         }
-        for_each_tile(isa, call, &source, scratch, &keys, |row, index, tile, columns, scores| {
-            write_row(isa, call, targets.stage, row, &tile, columns, scores);
-            out(index)[tile.clone()].copy_from_slice(&scores[..tile.len()]);
-        });
+        for index in place.rows {
+            // SAFETY: as above.
+            let out = unsafe { targets.out.row(sequence.batch, place.head, index) };
+            out[keys.end..].fill(if targets.stage == ScoreStage::Softmax { 0.0 } else { f32::NEG_INFINITY });
+        }
     }
 }
 
-/// Calls `visit(row, its index, tile, columns, scaled dot products)` for every tile and row.
+/// The tiles of some keys that start at 0.
+fn tiles<T: Element>(call: &Call<'_, T>, keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
+    let (end, tile) = (keys.end, call.order.tile);
+    (0..end).step_by(tile).map(move |start| start..end.min(start + tile))
+}
+
+/// Scaled dot products of all rows in scratch with a tile.
 #[inline(always)]
-fn for_each_tile<I: Isa, T: Element>(
+fn score_tile<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     source: &KeySource<'_, T>,
     scratch: &mut Scratch,
-    keys: &Range<usize>,
-    mut visit: impl FnMut(&mut BlockRow, usize, Range<usize>, Range<usize>, &mut [f32]),
+    tile: &Range<usize>,
 ) {
-    for start in keys.clone().step_by(call.order.tile) {
-        let tile = start..keys.end.min(start + call.order.tile);
-        let shape = GroupShape::whole(&tile);
-        let count = scratch.rows.len();
-        let Scratch { rows, queries, scores, panels, .. } = scratch;
-        score_group(isa, call, source, panels, queries, count, &tile, &shape, scores);
-        for (index, row) in rows.iter_mut().enumerate() {
-            let scores = &mut scores[index * TILE..][..TILE];
-            visit(row, index, tile.clone(), shape.columns.clone(), scores);
-        }
-    }
+    let Scratch { rows, queries, scores, panels, .. } = scratch;
+    score_group(isa, call, source, panels, queries, rows.len(), tile, &GroupShape::whole(tile), scores);
 }
 
 /// Leaves each row's final maximum and sum, sink included, in its total.
@@ -145,29 +147,35 @@ fn sum_rows<I: Isa, T: Element>(
     scratch: &mut Scratch,
     keys: &Range<usize>,
 ) {
-    let close = |row: &mut BlockRow| {
-        let part = row.state.fold();
-        if !row.total.seen {
-            row.total = part;
-        } else if part.seen {
-            row.total.merge(isa, &part);
+    for tile in tiles(call, keys) {
+        score_tile(isa, call, source, scratch, &tile);
+        let columns = 0..tile.len().next_multiple_of(16);
+        for (row, scores) in scratch.rows.iter_mut().zip(scratch.scores.chunks_mut(TILE)) {
+            if tile.start.is_multiple_of(call.order.split) {
+                close_split(isa, row);
+            }
+            let (bits, _) = shape_row(isa, call, row, &tile, &columns, scores);
+            softmax_row(isa, &mut row.state, scores, columns.clone(), bits.as_ref());
         }
-        row.state = crate::softmax::RowState::EMPTY;
-    };
-    let split = call.order.split;
-    for_each_tile(isa, call, source, scratch, keys, |row, _, tile, columns, scores| {
-        if tile.start.is_multiple_of(split) {
-            close(row);
-        }
-        let (bits, _) = shape_row(isa, call, row, &tile, &columns, scores);
-        softmax_row(isa, &mut row.state, scores, columns, bits.as_ref());
-    });
+    }
     for row in &mut scratch.rows {
-        close(row);
+        close_split(isa, row);
         if let Some(sinks) = call.sinks {
             row.total = with_sink(isa, &row.total, sinks[row.mask.q_head]).0;
         }
     }
+}
+
+/// Joins a row's split to its total and starts another.
+#[inline(always)]
+fn close_split<I: Isa>(isa: I, row: &mut BlockRow) {
+    let part = row.state.fold();
+    if !row.total.seen {
+        row.total = part;
+    } else if part.seen {
+        row.total.merge(isa, &part);
+    }
+    row.state = RowState::EMPTY;
 }
 
 /// Turns scaled dot products of a tile into what the stage asks for.
@@ -182,6 +190,7 @@ fn write_row<I: Isa, T: Element>(
     scores: &mut [f32],
 ) {
     let mut bits = None;
+    let Partial { max, sum, seen } = row.total;
     match stage {
         ScoreStage::Raw => {}
         ScoreStage::Capped => call.rules.cap(isa, scores, columns.clone()),
@@ -189,11 +198,11 @@ fn write_row<I: Isa, T: Element>(
             (bits, _) = shape_row(isa, call, row, tile, &columns, scores)
         }
     }
-    let Partial { max, sum, seen } = row.total;
+    let empty = stage == ScoreStage::Softmax && !seen;
+    let bits = if empty { TileBits::default() } else { bits.unwrap_or([u64::MAX; TILE / 64]) };
     for column in columns.step_by(I::LANES) {
         let scores = &mut scores[column..];
-        let allowed = bits.map_or(u64::MAX, |bits| bits[column / 64] >> (column % 64));
-        let allowed = isa.mask(if stage == ScoreStage::Softmax && !seen { 0 } else { allowed as u32 });
+        let allowed = mask_at(isa, &bits, column);
         let t = isa.load(scores);
         let (score, removed) = match stage {
             ScoreStage::Softmax => {

@@ -111,34 +111,21 @@ impl Scratch {
         self.packed = None;
     }
 
-    /// Makes the panels that hold `keys` of a head present at their own place, calling `pack` for those that are not.
-    #[inline(always)]
-    pub(crate) fn pack_missing(
-        &mut self,
-        head: [usize; 2],
-        keys: &Range<usize>,
-        mut pack: impl FnMut(Range<usize>, &mut [f32]),
-        panel_size: usize,
-    ) {
+    /// Notes that the panels holding `keys` of a head will lie packed at their own place, and returns those that have to
+    /// be packed for it: before and after what is there already.
+    pub(crate) fn missing_panels(&mut self, head: [usize; 2], keys: &Range<usize>) -> [Range<usize>; 2] {
         let wanted = keys.start / PANEL..keys.end.div_ceil(PANEL);
         let have = match &self.packed {
-            Some(packed)
-                if packed.head == head
-                    && packed.panels.start <= wanted.end
-                    && wanted.start <= packed.panels.end =>
+            Some(Packed { head: of, panels })
+                if *of == head && panels.start <= wanted.end && wanted.start <= panels.end =>
             {
-                packed.panels.clone()
+                panels.clone()
             }
             _ => wanted.start..wanted.start,
         };
-        for missing in [wanted.start..have.start, have.end..wanted.end] {
-            if !missing.is_empty() {
-                let out = &mut self.panels[missing.start * panel_size..missing.end * panel_size];
-                pack(missing, out);
-            }
-        }
         let panels = have.start.min(wanted.start)..have.end.max(wanted.end);
         self.packed = Some(Packed { head, panels });
+        [wanted.start..have.start, have.end..wanted.end]
     }
 
     pub(crate) fn bytes(&self) -> usize {

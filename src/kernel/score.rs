@@ -28,7 +28,7 @@ pub(crate) fn score_panels<I: Isa, T: Element, const MR: usize>(
     columns: Range<usize>,
     rows: ScoreRows<'_>,
 ) {
-    let q: [&[f32]; MR] = std::array::from_fn(|r| &q[r * head_dim..][..head_dim]);
+    let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
     let ScoreRows { out, stride } = rows;
     let mut column = columns.start;
     while column < columns.end {
@@ -61,9 +61,13 @@ fn score_tile<I: Isa, T: Element, const MR: usize, const NV: usize>(
 ) {
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
-    let (dims, _) = panel.as_chunks::<PANEL>();
+    // As many as `q` has dimensions, which spares the bounds checks on them.
+    let dims = &panel.as_chunks::<PANEL>().0[..q[0].len()];
     for (d, dim) in dims.iter().enumerate() {
-        let keys: [I::F; NV] = std::array::from_fn(|v| T::load(isa, &dim[first + v * I::LANES..]));
+        let mut keys = [isa.splat(0.0); NV];
+        for v in 0..NV {
+            keys[v] = T::load(isa, &dim[first + v * I::LANES..]);
+        }
         for r in 0..MR {
             let x = isa.splat(q[r][d]);
             for v in 0..NV {
@@ -77,6 +81,16 @@ fn score_tile<I: Isa, T: Element, const MR: usize, const NV: usize>(
             isa.store(acc[r][v], &mut out[v * I::LANES..]);
         }
     }
+}
+
+/// `MR` rows of `length`, `stride` elements apart.
+#[inline(always)]
+pub(crate) fn split_rows<const MR: usize>(rows: &[f32], stride: usize, length: usize) -> [&[f32]; MR] {
+    let mut split: [&[f32]; MR] = [&[]; MR];
+    for r in 0..MR {
+        split[r] = &rows[r * stride..][..length];
+    }
+    split
 }
 
 /// Keys as rows, `stride` elements apart.
@@ -104,7 +118,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     columns: Range<usize>,
     rows: ScoreRows<'_>,
 ) {
-    let q: [&[f32]; MR] = std::array::from_fn(|r| &q[r * head_dim..][..head_dim]);
+    let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
     for column in columns.step_by(I::LANES) {
         let first = tile_start + column;
         let mut acc = [isa.splat(0.0); MR];

@@ -2,6 +2,7 @@
 //! every output.
 
 use super::load_padded;
+use super::score::split_rows;
 use crate::element::Element;
 use crate::isa::Isa;
 
@@ -73,19 +74,25 @@ fn accumulate_tile<I: Isa, T: Element, const MR: usize, const NV: usize, const G
     rows: &mut WeightedRows<'_>,
 ) {
     let width = NV * I::LANES;
-    let weights: [&[f32]; MR] = std::array::from_fn(|r| &rows.weights[r * rows.weights_stride..][..count]);
-    let mut acc: [[I::F; NV]; MR] = std::array::from_fn(|r| {
+    let weights: [&[f32]; MR] = split_rows(rows.weights, rows.weights_stride, count);
+    let mut acc = [[isa.splat(0.0); NV]; MR];
+    for r in 0..MR {
         let row = &rows.acc[r * rows.acc_stride + d..][..width];
-        std::array::from_fn(|v| isa.load(&row[v * I::LANES..]))
-    });
+        for v in 0..NV {
+            acc[r][v] = isa.load(&row[v * I::LANES..]);
+        }
+    }
     for j in 0..count {
         let at = j * values.stride + d;
-        let value: [I::F; NV] = if NV == 1 {
-            std::array::from_fn(|_| load_padded(isa, values.data, at))
+        let mut value = [isa.splat(0.0); NV];
+        if NV == 1 {
+            value[0] = load_padded(isa, values.data, at);
         } else {
             let row = &values.data[at..][..width];
-            std::array::from_fn(|v| T::load(isa, &row[v * I::LANES..]))
-        };
+            for v in 0..NV {
+                value[v] = T::load(isa, &row[v * I::LANES..]);
+            }
+        }
         for r in 0..MR {
             let weight = isa.splat(weights[r][j]);
             if GUARD {
