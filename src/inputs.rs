@@ -151,7 +151,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
         self
     }
 
-    /// Caps the scores smoothly at ±`softcap`, which is positive and finite.
+    /// Caps the scores smoothly at ±`softcap`, from 1e-30 to 1e30.
     pub fn softcap(mut self, softcap: f32) -> Self {
         self.softcap = Some(softcap);
         self

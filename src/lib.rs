@@ -1,17 +1,21 @@
 //! Hand-optimised attention kernels for CPUs.
 #![deny(unsafe_code)]
 
+mod alibi;
 mod element;
 mod error;
 #[allow(unsafe_code, reason = "tasks claim disjoint output rows")]
 mod exact;
 mod explain;
 mod inputs;
+#[allow(unsafe_code, reason = "reads other crates' arrays in place")]
+mod interop;
 #[allow(unsafe_code, reason = "vector intrinsics and the target-feature shims around them")]
 mod isa;
 mod kernel;
 mod mask;
 pub mod math;
+mod merge;
 mod panels;
 mod parallel;
 mod plan;
@@ -26,12 +30,14 @@ mod softmax;
 mod tile;
 mod view;
 
+pub use alibi::alibi_slopes;
 pub use element::{DType, Element};
 pub use error::AttentionError;
 pub use explain::{Explanation, KeyPath};
 pub use inputs::{Inputs, Keys, OnnxNumbering, Outputs, QueryStart, Ragged, ScoreStage, Scores};
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};
+pub use merge::merge;
 pub use panels::KeyPanels;
 pub use plan::{Plan, PlanOptions, Workspace, attention};
 pub use problem::Problem;

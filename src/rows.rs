@@ -36,7 +36,6 @@ impl<'a, T> SharedRows<'a, T> {
     /// # Safety
     /// - No other reference to this row is alive: at any time one task works on it.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "the point of the type; see the safety section")]
     pub(crate) unsafe fn row(&self, b: usize, h: usize, t: usize) -> &'a mut [T] {
         let [batch, heads, tokens, dim] = self.shape;
         if b >= batch || h >= heads || t >= tokens || dim == 0 {

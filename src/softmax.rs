@@ -12,6 +12,8 @@
 //! [`REMOVED`] for the value kernel. Whether a row has any key is remembered as such (`seen`), not read off the scores:
 //! a row whose attended scores all overflow to -inf is not empty but NaN, which 0 / 0 makes of it.
 
+#![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
+
 use crate::isa::Isa;
 use crate::kernel::value::REMOVED;
 use crate::mask::TileBits;

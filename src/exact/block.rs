@@ -299,7 +299,7 @@ impl GroupShape {
     /// `None` if no row has a key in the tile.
     #[inline(always)]
     pub(crate) fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {
-        let (mut some, mut all) = (TILE..0, 0..TILE);
+        let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
         for row in rows {
             let own = columns_of(row, tile);
             all = all.start.max(own.start)..all.end.min(own.end);

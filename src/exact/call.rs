@@ -176,10 +176,14 @@ fn check_rules<'a, Q: Element, T: Element>(
         return Err(AttentionError::Value { operand: "scale", expected: "a finite number", got });
     }
     if let Some(cap) = inputs.softcap
-        && !(cap.is_finite() && cap > 0.0)
+        && !(1e-30..=1e30).contains(&cap)
     {
         let got = cap.to_string();
-        return Err(AttentionError::Value { operand: "softcap", expected: "a positive finite number", got });
+        return Err(AttentionError::Value {
+            operand: "softcap",
+            expected: "a number from 1e-30 to 1e30",
+            got,
+        });
     }
     if let Some(slopes) = inputs.alibi {
         check_per_head("alibi", problem, slopes.len())?;

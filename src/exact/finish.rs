@@ -9,7 +9,7 @@ use crate::kernel::pack::{scale_row, store_row};
 use crate::math;
 use crate::rows::{AnyRows, SharedRows};
 use crate::score::in_log2;
-use crate::softmax::{Partial, exp2, larger, rescale};
+use crate::softmax::{Partial, larger, rescale};
 use std::f32::consts::LN_2;
 
 /// Where results go.

@@ -2,7 +2,7 @@
 
 use super::Isa;
 use half::{bf16, f16};
-use wide::{CmpGt, CmpLt, f32x8};
+use wide::f32x8;
 
 /// The level that needs no proof.
 #[derive(Clone, Copy)]
