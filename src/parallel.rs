@@ -59,11 +59,18 @@ fn fan_out<S: Send>(first: usize, scratches: &mut [S], work: &(impl Fn(usize, &m
         many => {
             let middle = many.len() / 2;
             let (left, right) = many.split_at_mut(middle);
-            let (left, right) = (|| fan_out(first, left, work), || fan_out(first + middle, right, work));
-            #[cfg(feature = "rayon")]
-            rayon::join(left, right);
-            #[cfg(not(feature = "rayon"))]
-            (left(), right());
+            join(|| fan_out(first, left, work), || fan_out(first + middle, right, work));
         }
     }
+}
+
+#[cfg(feature = "rayon")]
+fn join(left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
+    rayon::join(left, right);
+}
+
+#[cfg(not(feature = "rayon"))]
+fn join(left: impl FnOnce(), right: impl FnOnce()) {
+    left();
+    right();
 }

