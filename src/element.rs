@@ -55,7 +55,7 @@ impl std::fmt::Display for DType {
     }
 }
 
-/// A type that operands can be stored in. Sealed: `f32`, [`f16`] and [`bf16`].
+/// A type that operands can be stored in. Sealed: `f32` and the `f16` and `bf16` of the `half` crate.
 pub trait Element: sealed::Storage {
     /// Its name.
     const DTYPE: DType;

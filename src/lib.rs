@@ -1,4 +1,10 @@
-//! Hand-optimised attention kernels for CPUs.
+#![doc = include_str!("../README.md")]
+//!
+//! ## Module map
+//!
+//! Users meet [`Inputs`] (what a call reads), [`Outputs`] (what it writes), [`Mask`], [`View`], [`Plan`] and
+//! [`KeyPanels`]; [`mod@reference`] defines what all of it means. Contributors start with `exact/mod.rs`, the order of
+//! operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and `tile.rs`.
 #![deny(unsafe_code)]
 
 mod alibi;

@@ -24,7 +24,10 @@ pub enum Layout {
     TokenMajor,
 }
 
-/// A borrowed operand, see the [module's documentation](self).
+/// A borrowed operand: `[batch, head, token, dim]` over a flat buffer.
+///
+/// Element `[b, h, t, d]` is `data[b * strides[0] + h * strides[1] + t * strides[2] + d * strides[3]]`. Strides count
+/// elements; an operand's last stride is 1, any other may be 0 to repeat what lies there.
 #[derive(Debug)]
 pub struct View<'a, T> {
     data: &'a [T],
