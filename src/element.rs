@@ -77,6 +77,10 @@ pub(crate) mod sealed {
     {
         fn load<I: Isa>(isa: I, src: &[Self]) -> I::F;
         fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]);
+        /// Columns that [`Storage::columns`] yields: 16 bytes of each row.
+        const COLUMNS: usize = 16 / size_of::<Self>();
+        /// Neighbouring columns of `LANES` rows, the first [`COLUMNS`](Storage::COLUMNS) vectors; the rest is zero.
+        fn columns<I: Isa>(isa: I, src: &[Self], stride: usize) -> [I::F; 8];
         fn erase(view: View<'_, Self>) -> AnyView<'_>
         where
             Self: Element;
@@ -85,7 +89,7 @@ pub(crate) mod sealed {
 }
 
 macro_rules! element {
-    ($type:ty, $dtype:ident, $load:ident, $store:ident, $to:expr, $from:expr) => {
+    ($type:ty, $dtype:ident, $load:ident, $store:ident, $columns:ident, $to:expr, $from:expr) => {
         #[allow(
             private_interfaces,
             private_bounds,
@@ -99,6 +103,12 @@ macro_rules! element {
             #[inline(always)]
             fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]) {
                 isa.$store(x, dst)
+            }
+            #[inline(always)]
+            fn columns<I: Isa>(isa: I, src: &[Self], stride: usize) -> [I::F; 8] {
+                let mut columns = [isa.splat(0.0); 8];
+                columns[..Self::COLUMNS].copy_from_slice(&isa.$columns(src, stride));
+                columns
             }
             fn erase(view: View<'_, Self>) -> AnyView<'_> {
                 AnyView::$dtype(view)
@@ -122,6 +132,6 @@ macro_rules! element {
     };
 }
 
-element!(f32, F32, load, store, |x| x, |x| x);
-element!(f16, F16, load_f16, store_f16, f16::to_f32_const, f16::from_f32_const);
-element!(bf16, Bf16, load_bf16, store_bf16, bf16::to_f32_const, bf16::from_f32_const);
+element!(f32, F32, load, store, columns_f32, |x| x, |x| x);
+element!(f16, F16, load_f16, store_f16, columns_f16, f16::to_f32_const, f16::from_f32_const);
+element!(bf16, Bf16, load_bf16, store_bf16, columns_bf16, bf16::to_f32_const, bf16::from_f32_const);

@@ -15,6 +15,10 @@ pub(crate) const FEW_ROWS: usize = 32;
 /// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
+/// Values that are read once stream from memory this many keys at a time, so that visiting them once per register tile
+/// stays within L1 (bench `attention/decode`, several query heads per KV head).
+pub(crate) const STREAMED_KEYS: usize = 16;
+
 /// Estimated work in nanoseconds above which a call is spread over the pool: waking a worker takes some 50 us.
 pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
 

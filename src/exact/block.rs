@@ -30,7 +30,7 @@ use crate::kernel::{MAX_ROWS, rows_const};
 use crate::mask::{MaskRow, TILE, TileBits, set_range};
 use crate::panels::PANEL;
 use crate::softmax::{Partial, RowState, softmax_row};
-use crate::tile::FUSED_ROWS;
+use crate::tile::{FUSED_ROWS, STREAMED_KEYS};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -275,7 +275,8 @@ fn run_tile<I: Isa, T: Element>(
                 scale_row(isa, &mut acc[r * acc_stride..][..acc_stride], factor);
             }
         }
-        accumulate_group(isa, values, &shape, scattered, rows.len(), &scratch.scores, acc, acc_stride);
+        let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
+        accumulate_group(isa, values, &shape, scattered, step, rows.len(), &scratch.scores, acc, acc_stride);
     }
 }
 
@@ -393,6 +394,7 @@ fn accumulate_group<I: Isa, T: Element>(
     values: ValueRows<'_, T>,
     shape: &GroupShape,
     scattered: bool,
+    step: usize,
     rows: usize,
     scores: &[f32],
     acc: &mut [f32],
@@ -412,9 +414,9 @@ fn accumulate_group<I: Isa, T: Element>(
         let values = ValueRows { data: &values.data[run.start * values.stride..], ..values };
         let rows_of = WeightedRows { weights, weights_stride: TILE, acc: &mut *acc, acc_stride };
         if guard {
-            rows_const!(rows, MR => accumulate::<I, T, MR, true>(isa, values, run.len(), rows_of));
+            rows_const!(rows, MR => accumulate::<I, T, MR, true>(isa, values, run.len(), step, rows_of));
         } else {
-            rows_const!(rows, MR => accumulate::<I, T, MR, false>(isa, values, run.len(), rows_of));
+            rows_const!(rows, MR => accumulate::<I, T, MR, false>(isa, values, run.len(), step, rows_of));
         }
     }
 }

@@ -47,6 +47,34 @@ fn head_mut<T, const N: usize>(dst: &mut [T]) -> &mut [T; N] {
     dst.first_chunk_mut().expect("room for a vector")
 }
 
+/// Four neighbouring 32-bit columns of 8 rows, `stride` bytes apart: vector `c` holds word `c` of each row.
+///
+/// # Safety
+/// - The CPU has AVX2.
+/// - 16 bytes from `src + row * stride` on are readable for each of the 8 rows.
+#[inline(always)]
+unsafe fn words(src: *const u8, stride: usize) -> [__m256i; 4] {
+    // SAFETY: as this function's own.
+    unsafe {
+        let mut rows = [_mm256_setzero_si256(); 4];
+        for r in 0..4 {
+            rows[r] = _mm256_inserti128_si256::<1>(
+                _mm256_castsi128_si256(_mm_loadu_si128(src.add(r * stride).cast())),
+                _mm_loadu_si128(src.add((r + 4) * stride).cast()),
+            );
+        }
+        let (low, high) = (_mm256_unpacklo_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[0], rows[1]));
+        let (low2, high2) =
+            (_mm256_unpacklo_epi32(rows[2], rows[3]), _mm256_unpackhi_epi32(rows[2], rows[3]));
+        [
+            _mm256_unpacklo_epi64(low, low2),
+            _mm256_unpackhi_epi64(low, low2),
+            _mm256_unpacklo_epi64(high, high2),
+            _mm256_unpackhi_epi64(high, high2),
+        ]
+    }
+}
+
 impl Isa for Avx2 {
     type F = __m256;
     type M = __m256;
@@ -190,6 +218,46 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn select(self, m: __m256, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_blendv_ps(b, a, m))
+    }
+
+    #[inline(always)]
+    fn columns_f32(self, src: &[f32], stride: usize) -> [__m256; 4] {
+        assert!(src.len() >= 7 * stride + 4, "8 rows of 4 columns");
+        op!({
+            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride);
+            [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), _mm256_castsi256_ps(c), _mm256_castsi256_ps(d)]
+        })
+    }
+    #[inline(always)]
+    fn columns_f16(self, src: &[f16], stride: usize) -> [__m256; 8] {
+        assert!(src.len() >= 7 * stride + 8, "8 rows of 8 columns");
+        op!({
+            let words = words(src.as_ptr().cast(), 2 * stride);
+            let low = _mm256_set1_epi32(0xffff);
+            let mut columns = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                // Both halves of the words side by side: 0..4 even, 0..4 odd, 4..8 even, 4..8 odd.
+                let (even, odd) = (_mm256_and_si256(words[i], low), _mm256_srli_epi32::<16>(words[i]));
+                let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(even, odd));
+                columns[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+                columns[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+            }
+            columns
+        })
+    }
+    #[inline(always)]
+    fn columns_bf16(self, src: &[bf16], stride: usize) -> [__m256; 8] {
+        assert!(src.len() >= 7 * stride + 8, "8 rows of 8 columns");
+        op!({
+            let words = words(src.as_ptr().cast(), 2 * stride);
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let mut columns = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                columns[2 * i] = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words[i]));
+                columns[2 * i + 1] = _mm256_castsi256_ps(_mm256_and_si256(words[i], high));
+            }
+            columns
+        })
     }
 
     #[inline(always)]

@@ -63,6 +63,48 @@ fn head_mut<T, const N: usize>(dst: &mut [T]) -> &mut [T; N] {
     dst.first_chunk_mut().expect("room for a vector")
 }
 
+/// Four neighbouring 32-bit columns of 16 rows, `stride` bytes apart: vector `c` holds word `c` of each row.
+///
+/// Rows are read as 16-byte pieces into their quarter of a register, which leaves only shuffles inside quarters.
+///
+/// # Safety
+/// - The CPU has AVX-512 F.
+/// - 16 bytes from `src + row * stride` on are readable for each of the 16 rows.
+#[inline(always)]
+unsafe fn words(src: *const u8, stride: usize) -> [__m512i; 4] {
+    // SAFETY: as this function's own.
+    unsafe {
+        let mut rows = [_mm512_setzero_si512(); 4];
+        for r in 0..4 {
+            let quarter = _mm512_castsi128_si512(_mm_loadu_si128(src.add(r * stride).cast()));
+            let quarter = _mm512_mask_broadcast_i32x4(
+                quarter,
+                0x00f0,
+                _mm_loadu_si128(src.add((r + 4) * stride).cast()),
+            );
+            let quarter = _mm512_mask_broadcast_i32x4(
+                quarter,
+                0x0f00,
+                _mm_loadu_si128(src.add((r + 8) * stride).cast()),
+            );
+            rows[r] = _mm512_mask_broadcast_i32x4(
+                quarter,
+                0xf000,
+                _mm_loadu_si128(src.add((r + 12) * stride).cast()),
+            );
+        }
+        let (low, high) = (_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
+        let (low2, high2) =
+            (_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
+        [
+            _mm512_unpacklo_epi64(low, low2),
+            _mm512_unpackhi_epi64(low, low2),
+            _mm512_unpacklo_epi64(high, high2),
+            _mm512_unpackhi_epi64(high, high2),
+        ]
+    }
+}
+
 impl Isa for Avx512 {
     type F = __m512;
     type M = __mmask16;
@@ -190,6 +232,43 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn select(self, m: __mmask16, a: __m512, b: __m512) -> __m512 {
         op!(_mm512_mask_mov_ps(b, m, a))
+    }
+
+    #[inline(always)]
+    fn columns_f32(self, src: &[f32], stride: usize) -> [__m512; 4] {
+        assert!(src.len() >= 15 * stride + 4, "16 rows of 4 columns");
+        op!({
+            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride);
+            [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)]
+        })
+    }
+    #[inline(always)]
+    fn columns_f16(self, src: &[f16], stride: usize) -> [__m512; 8] {
+        assert!(src.len() >= 15 * stride + 8, "16 rows of 8 columns");
+        op!({
+            let words = words(src.as_ptr().cast(), 2 * stride);
+            let mut columns = [_mm512_setzero_ps(); 8];
+            for i in 0..4 {
+                columns[2 * i] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words[i]));
+                columns[2 * i + 1] =
+                    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(words[i])));
+            }
+            columns
+        })
+    }
+    #[inline(always)]
+    fn columns_bf16(self, src: &[bf16], stride: usize) -> [__m512; 8] {
+        assert!(src.len() >= 15 * stride + 8, "16 rows of 8 columns");
+        op!({
+            let words = words(src.as_ptr().cast(), 2 * stride);
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let mut columns = [_mm512_setzero_ps(); 8];
+            for i in 0..4 {
+                columns[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words[i]));
+                columns[2 * i + 1] = _mm512_castsi512_ps(_mm512_and_si512(words[i], high));
+            }
+            columns
+        })
     }
 
     #[inline(always)]

@@ -85,6 +85,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `if m { a } else { b }`, an exact copy of the chosen one.
     fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
+    /// Four neighbouring columns of `LANES` rows: vector `c` holds `src[lane * stride + c]`. `src` reaches at least to
+    /// the last of them.
+    fn columns_f32(self, src: &[f32], stride: usize) -> [Self::F; 4];
+    /// Eight neighbouring columns of `LANES` rows, widened.
+    fn columns_f16(self, src: &[f16], stride: usize) -> [Self::F; 8];
+    /// Eight neighbouring columns of `LANES` rows, widened.
+    fn columns_bf16(self, src: &[bf16], stride: usize) -> [Self::F; 8];
+
     /// Transposes the square whose row `i` is `rows[i]`; `rows` holds `LANES` vectors.
     fn transpose(self, rows: &mut [Self::F]);
 

@@ -18,6 +18,18 @@ fn head_mut<T>(dst: &mut [T]) -> &mut [T; 8] {
     dst.first_chunk_mut().expect("room for a vector")
 }
 
+/// `N` neighbouring columns of 8 rows.
+#[inline(always)]
+fn columns<T: Copy, const N: usize>(src: &[T], stride: usize, widen: impl Fn(T) -> f32) -> [f32x8; N] {
+    let mut columns = [[0.0; 8]; N];
+    for lane in 0..8 {
+        for (column, &x) in columns.iter_mut().zip(&src[lane * stride..][..N]) {
+            column[lane] = widen(x);
+        }
+    }
+    columns.map(f32x8::new)
+}
+
 impl Isa for Portable {
     type F = f32x8;
     type M = f32x8;
@@ -126,6 +138,19 @@ impl Isa for Portable {
     #[inline(always)]
     fn select(self, m: f32x8, a: f32x8, b: f32x8) -> f32x8 {
         m.bitselect(a, b)
+    }
+
+    #[inline(always)]
+    fn columns_f32(self, src: &[f32], stride: usize) -> [f32x8; 4] {
+        columns(src, stride, |x| x)
+    }
+    #[inline(always)]
+    fn columns_f16(self, src: &[f16], stride: usize) -> [f32x8; 8] {
+        columns(src, stride, f16::to_f32_const)
+    }
+    #[inline(always)]
+    fn columns_bf16(self, src: &[bf16], stride: usize) -> [f32x8; 8] {
+        columns(src, stride, bf16::to_f32_const)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Passes that turn stored operands into what the kernels read, and results into what is stored.
 
 use super::load_padded;
-use super::score::{KeyRows, load_square};
+use super::score::{KeyRows, load_columns};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::PANEL;
@@ -23,7 +23,8 @@ pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out
     }
 }
 
-/// Rows of keys into panels `first..`, as many as `panels` holds; keys that do not exist become zero.
+/// Rows of keys into panels `first..`, as many as `panels` holds; keys that do not exist become
+/// arbitrary finite numbers.
 ///
 /// Reads and writes each key once.
 #[inline(always)]
@@ -36,10 +37,10 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
 ) {
     for (panel, out) in panels.zip(out.chunks_exact_mut(PANEL * head_dim)) {
         for column in (0..PANEL).step_by(I::LANES) {
-            for d in (0..head_dim).step_by(I::LANES) {
-                let square = load_square(isa, keys, panel * PANEL + column, d);
-                let dims = out[d * PANEL..].chunks_mut(PANEL);
-                for (dim, &keys) in dims.zip(&square[..I::LANES]) {
+            for d in (0..head_dim).step_by(T::COLUMNS) {
+                let columns = load_columns(isa, keys, head_dim, panel * PANEL + column, d);
+                let dims = out[d * PANEL..].chunks_exact_mut(PANEL);
+                for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {
                     isa.store(keys, &mut dim[column..]);
                 }
             }

@@ -102,12 +102,38 @@ pub(crate) struct KeyRows<'a, T> {
     pub(crate) len: usize,
 }
 
-/// The same as [`score_panels`] from keys held as rows: each square of keys by dimensions is transposed in registers.
-/// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary finite scores.
+/// How far ahead of the keys at work [`Ahead`] reads.
+const AHEAD_BYTES: usize = 16 << 10;
+const LINE_BYTES: usize = 64;
+
+/// Reads one byte of each line of the keys to come, row after row.
 ///
-/// Transposition costs four shuffles per vector of keys, the slow path of a few queries: DRAM wants its rows read one
-/// after another, and this visits 8 or 16 at once. Reading a little of each line well ahead, in row order, wins a
-/// part of that back.
+/// DRAM wants to be read in order. Transposing visits 8 or 16 rows at once, line by line across them, which the
+/// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed (bench
+/// `attention/decode`). Real loads some way ahead, in order, make the transposition hit the cache; prefetch
+/// instructions in their place win less.
+#[derive(Clone, Copy)]
+struct Ahead {
+    key: usize,
+    element: usize,
+}
+
+impl Ahead {
+    /// Reads the next `lines` lines.
+    #[inline(always)]
+    fn read<I: Isa, T: Element>(&mut self, isa: I, keys: KeyRows<'_, T>, head_dim: usize, lines: usize) {
+        for _ in 0..lines {
+            isa.touch(keys.data, self.key * keys.stride + self.element);
+            self.element += LINE_BYTES / size_of::<T>();
+            if self.element >= head_dim {
+                *self = Self { key: self.key + 1, element: 0 };
+            }
+        }
+    }
+}
+
+/// The same as [`score_panels`] from keys held as rows: a few columns are gathered into registers at a time.
+/// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary finite scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     isa: I,
@@ -119,15 +145,19 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     rows: ScoreRows<'_>,
 ) {
     let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
+    let ahead = AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
+    let mut ahead = Ahead { key: tile_start + columns.start + ahead, element: 0 };
     for column in columns.step_by(I::LANES) {
         let first = tile_start + column;
         let mut acc = [isa.splat(0.0); MR];
-        for d in (0..head_dim).step_by(I::LANES) {
-            let square = load_square(isa, keys, first, d);
-            let square = &square[..I::LANES.min(head_dim - d)];
-            for (step, &keys) in square.iter().enumerate() {
-                for r in 0..MR {
-                    acc[r] = isa.mul_add(isa.splat(q[r][d + step]), keys, acc[r]);
+        for d in (0..head_dim).step_by(T::COLUMNS) {
+            ahead.read(isa, keys, head_dim, I::LANES * 16 / LINE_BYTES);
+            let columns = load_columns(isa, keys, head_dim, first, d);
+            for step in 0..T::COLUMNS {
+                if d + step < head_dim {
+                    for r in 0..MR {
+                        acc[r] = isa.mul_add(isa.splat(q[r][d + step]), columns[step], acc[r]);
+                    }
                 }
             }
         }
@@ -137,26 +167,39 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     }
 }
 
-/// `LANES` keys by `LANES` dimensions, transposed: entry `i` holds dimension `d + i` of the keys from `first` on.
-/// Keys that do not exist are zero.
+/// Dimensions `d..d + COLUMNS` of the `LANES` keys from `first` on, one vector each. Keys and dimensions that do not exist
+/// are arbitrary or zero.
 #[inline(always)]
-pub(crate) fn load_square<I: Isa, T: Element>(
+pub(crate) fn load_columns<I: Isa, T: Element>(
     isa: I,
     keys: KeyRows<'_, T>,
+    head_dim: usize,
     first: usize,
     d: usize,
-) -> [I::F; 16] {
-    let mut square = [isa.splat(0.0); 16];
-    let count = keys.len.saturating_sub(first).min(I::LANES);
-    if count == I::LANES {
-        for i in 0..I::LANES {
-            square[i] = load_padded(isa, keys.data, (first + i) * keys.stride + d);
-        }
-    } else {
-        for i in 0..count {
-            square[i] = load_padded(isa, keys.data, (first + i) * keys.stride + d);
-        }
+) -> [I::F; 8] {
+    let at = first * keys.stride + d;
+    let reach = (I::LANES - 1) * keys.stride + T::COLUMNS;
+    if first + I::LANES <= keys.len
+        && let Some(block) = keys.data.get(at..at + reach)
+    {
+        return T::columns(isa, block, keys.stride);
     }
-    isa.transpose(&mut square[..I::LANES]);
-    square
+    let mut block = [T::default(); 16 * 8];
+    copy_edge(keys, head_dim, first, d, &mut block);
+    T::columns(isa, &block, 8)
+}
+
+/// What there is of a block of keys where keys or the buffer end, in rows of 8.
+#[inline(never)]
+fn copy_edge<T: Element>(
+    keys: KeyRows<'_, T>,
+    head_dim: usize,
+    first: usize,
+    d: usize,
+    block: &mut [T; 128],
+) {
+    let dims = T::COLUMNS.min(head_dim - d);
+    for (lane, to) in block.chunks_exact_mut(8).enumerate().take(keys.len.saturating_sub(first)) {
+        to[..dims].copy_from_slice(&keys.data[(first + lane) * keys.stride + d..][..dims]);
+    }
 }

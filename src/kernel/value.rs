@@ -5,6 +5,7 @@ use super::load_padded;
 use super::score::split_rows;
 use crate::element::Element;
 use crate::isa::Isa;
+use std::ops::Range;
 
 /// The weight that marks a removed key: weights are `exp2(..)`, never negative (nor -0), or NaN.
 pub(crate) const REMOVED: f32 = -1.0;
@@ -29,36 +30,54 @@ pub(crate) struct WeightedRows<'a> {
     pub(crate) acc_stride: usize,
 }
 
-/// Adds `count` keys. With `GUARD`, keys whose weight is [`REMOVED`] are left out of that row: neither their value nor
+/// Adds `count` keys, `step` of them at a time: with more dimensions than fit in registers, a step's values are visited
+/// several times, and should be in L1 by then. With `GUARD`, keys whose weight is [`REMOVED`] are left out of that row: neither their value nor
 /// its sign can show.
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, T: Element, const MR: usize, const GUARD: bool>(
     isa: I,
     values: ValueRows<'_, T>,
     count: usize,
+    step: usize,
     mut rows: WeightedRows<'_>,
+) {
+    let mut start = 0;
+    while start < count {
+        let keys = start..count.min(start.saturating_add(step));
+        accumulate_step::<I, T, MR, GUARD>(isa, values, keys.clone(), &mut rows);
+        start = keys.end;
+    }
+}
+
+/// Adds some keys, all dimensions of them.
+#[inline(always)]
+fn accumulate_step<I: Isa, T: Element, const MR: usize, const GUARD: bool>(
+    isa: I,
+    values: ValueRows<'_, T>,
+    keys: Range<usize>,
+    rows: &mut WeightedRows<'_>,
 ) {
     let mut d = 0;
     if I::LANES == 16 {
-        if MR == 1 {
+        if MR <= 2 {
             while d + 8 * I::LANES <= values.v_dim {
-                accumulate_tile::<I, T, MR, 8, GUARD>(isa, values, count, d, &mut rows);
+                accumulate_tile::<I, T, MR, 8, GUARD>(isa, values, &keys, d, rows);
                 d += 8 * I::LANES;
             }
         }
         while d + 4 * I::LANES <= values.v_dim {
-            accumulate_tile::<I, T, MR, 4, GUARD>(isa, values, count, d, &mut rows);
+            accumulate_tile::<I, T, MR, 4, GUARD>(isa, values, &keys, d, rows);
             d += 4 * I::LANES;
         }
     }
     if I::REGISTERS >= 16 {
         while d + 2 * I::LANES <= values.v_dim {
-            accumulate_tile::<I, T, MR, 2, GUARD>(isa, values, count, d, &mut rows);
+            accumulate_tile::<I, T, MR, 2, GUARD>(isa, values, &keys, d, rows);
             d += 2 * I::LANES;
         }
     }
     while d < values.v_dim {
-        accumulate_tile::<I, T, MR, 1, GUARD>(isa, values, count, d, &mut rows);
+        accumulate_tile::<I, T, MR, 1, GUARD>(isa, values, &keys, d, rows);
         d += I::LANES;
     }
 }
@@ -69,12 +88,14 @@ pub(crate) fn accumulate<I: Isa, T: Element, const MR: usize, const GUARD: bool>
 fn accumulate_tile<I: Isa, T: Element, const MR: usize, const NV: usize, const GUARD: bool>(
     isa: I,
     values: ValueRows<'_, T>,
-    count: usize,
+    keys: &Range<usize>,
     d: usize,
     rows: &mut WeightedRows<'_>,
 ) {
     let width = NV * I::LANES;
-    let weights: [&[f32]; MR] = split_rows(rows.weights, rows.weights_stride, count);
+    let count = keys.len();
+    let data = &values.data[keys.start * values.stride..];
+    let weights: [&[f32]; MR] = split_rows(&rows.weights[keys.start..], rows.weights_stride, count);
     let mut acc = [[isa.splat(0.0); NV]; MR];
     for r in 0..MR {
         let row = &rows.acc[r * rows.acc_stride + d..][..width];
@@ -86,9 +107,9 @@ fn accumulate_tile<I: Isa, T: Element, const MR: usize, const NV: usize, const G
         let at = j * values.stride + d;
         let mut value = [isa.splat(0.0); NV];
         if NV == 1 {
-            value[0] = load_padded(isa, values.data, at);
+            value[0] = load_padded(isa, data, at);
         } else {
-            let row = &values.data[at..][..width];
+            let row = &data[at..][..width];
             for v in 0..NV {
                 value[v] = T::load(isa, &row[v * I::LANES..]);
             }
