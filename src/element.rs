@@ -3,7 +3,12 @@
 //! The storage type decides one rounding at the store and none at the load; everything between is `f32`. Scalar
 //! conversions of the `half` crate look the CPU up on each call, so kernels convert through [`Isa`] only.
 
-use crate::isa::Isa;
+use crate::exact::call::Call;
+use crate::exact::finish::Targets;
+use crate::exact::grid::{self, Grid};
+use crate::exact::scores::{self, ScoreTargets};
+use crate::exact::workspace::{Scratch, WorkspaceParts};
+use crate::isa::{Isa, Level};
 use crate::rows::{AnyRows, SharedRows};
 use crate::view::{AnyView, View};
 use half::{bf16, f16};
@@ -85,6 +90,24 @@ pub(crate) mod sealed {
         where
             Self: Element;
         fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_>;
+        /// [`grid::run`] for keys and values of this type. Here, and not generic at the caller's, because that is what
+        /// compiles the kernels once, into this crate, instead of into every crate that calls them.
+        fn run(
+            level: Level,
+            call: &Call<'_, Self>,
+            grid: &Grid,
+            targets: &Targets<'_>,
+            workspace: WorkspaceParts<'_>,
+        ) where
+            Self: Element;
+        /// [`scores::run`], likewise.
+        fn run_scores(
+            level: Level,
+            call: &Call<'_, Self>,
+            targets: &ScoreTargets<'_>,
+            scratches: &mut [Scratch],
+        ) where
+            Self: Element;
     }
 }
 
@@ -115,6 +138,23 @@ macro_rules! element {
             }
             fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_> {
                 AnyRows::$dtype(rows)
+            }
+            fn run(
+                level: Level,
+                call: &Call<'_, Self>,
+                grid: &Grid,
+                targets: &Targets<'_>,
+                workspace: WorkspaceParts<'_>,
+            ) {
+                grid::run(level, call, grid, targets, workspace);
+            }
+            fn run_scores(
+                level: Level,
+                call: &Call<'_, Self>,
+                targets: &ScoreTargets<'_>,
+                scratches: &mut [Scratch],
+            ) {
+                scores::run(level, call, targets, scratches);
             }
         }
 

@@ -5,10 +5,10 @@ use crate::element::Element;
 use crate::error::AttentionError;
 use crate::exact::call::{Call, Order};
 use crate::exact::finish::Targets;
-use crate::exact::grid::{self, Grid};
+use crate::exact::grid::Grid;
 use crate::exact::partials::partials_len;
-use crate::exact::scores::{self, ScoreTargets};
-use crate::exact::workspace::{Scratch, ScratchSizes};
+use crate::exact::scores::ScoreTargets;
+use crate::exact::workspace::{Scratch, ScratchSizes, WorkspaceParts};
 use crate::explain::Explanation;
 use crate::inputs::{Inputs, Outputs, Scores};
 use crate::isa::Level;
@@ -191,10 +191,11 @@ impl Plan {
         let Workspace { workers, partials, .. } = workspace;
         workers.iter_mut().for_each(Scratch::forget);
         let grid = Grid::new(&call, self.max_threads);
-        grid::run(self.level, &call, &grid, &targets, workers, partials);
+        let parts = WorkspaceParts { workers: &mut *workers, partials };
+        T::run(self.level, &call, &grid, &targets, parts);
         if let Some(scores) = scores {
             let workers = &mut workers[..grid.workers];
-            scores::run(self.level, &call, &scores, workers);
+            T::run_scores(self.level, &call, &scores, workers);
         }
         Ok(())
     }

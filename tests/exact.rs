@@ -167,7 +167,7 @@ fn options_three_at_a_time() {
         for b in 0..a {
             for c in 0..b {
                 let mut case = Case { seed: (a * 529 + b * 23 + c) as u64, ..Case::default() };
-                [a, b, c].map(|option| options[option](&mut case.rules));
+                [a, b, c].into_iter().for_each(|option| options[option](&mut case.rules));
                 let turns = a + 2 * b + 3 * c;
                 case.storage = turn(&STORAGES, turns);
                 case.types = turn(&TYPES, turns);

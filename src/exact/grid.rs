@@ -8,7 +8,7 @@ use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
 use super::finish::{Targets, finish_row};
 use super::partials::Partials;
-use super::workspace::Scratch;
+use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
 use crate::isa::{Isa, Kernel, Level};
 use crate::{parallel, tile};
@@ -68,15 +68,15 @@ impl Grid {
     }
 }
 
-/// Runs a checked call; `partials` has room for [`Grid::splits`] if there is more than one.
+/// Runs a checked call; the workspace's partials have room for [`Grid::splits`] if there is more than one.
 pub(crate) fn run<T: Element>(
     level: Level,
     call: &Call<'_, T>,
     grid: &Grid,
     targets: &Targets<'_>,
-    scratches: &mut [Scratch],
-    partials: &mut [f32],
+    workspace: WorkspaceParts<'_>,
 ) {
+    let WorkspaceParts { workers: scratches, partials } = workspace;
     let workers = grid.workers.min(scratches.len());
     let scratches = &mut scratches[..workers];
     if grid.splits > 1

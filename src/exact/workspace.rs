@@ -136,3 +136,10 @@ impl Scratch {
             + self.panels.bytes()
     }
 }
+
+/// A workspace lent to a call.
+pub(crate) struct WorkspaceParts<'a> {
+    pub(crate) workers: &'a mut [Scratch],
+    /// Room for the states of splits.
+    pub(crate) partials: &'a mut [f32],
+}

@@ -1,7 +1,6 @@
 //! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of multiply-adds over
 //! ascending `d` from +0 for every score.
 
-use super::load_padded;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::PANEL;

@@ -520,7 +520,7 @@ impl Numbers<'_> {
         match self.case.values {
             Values::Ties => rng.uniform().abs() + 0.5,
             Values::OneHot => f32::from(u8::from(d == t % self.case.v_dim)),
-            Values::Cancelling => (if t % 2 == 0 { 1000.0 } else { -1000.0 }) + rng.normal(),
+            Values::Cancelling => (if t.is_multiple_of(2) { 1000.0 } else { -1000.0 }) + rng.normal(),
             Values::Subnormal if self.kv == F16 => rng.normal() * 1e-6,
             Values::Subnormal => rng.normal() * 1e-39,
             Values::Huge => rng.uniform() * largest,

@@ -226,7 +226,7 @@ fn by_order<const FUSED: bool>(row: &Row<'_>, level: Level, v_dim: usize) -> Row
         let sink = in_log2(sink);
         all_max = larger(max, sink);
         let factor = rescale(level, max, all_max);
-        all_sum = sum * factor + rescale(level, sink, all_max);
+        all_sum = sum * factor + exp2(level, sink - shift(all_max));
         if factor != 1.0 {
             acc.iter_mut().for_each(|a| *a *= factor);
         }
