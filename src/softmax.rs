@@ -61,6 +61,12 @@ pub(crate) struct Partial {
 impl Partial {
     pub(crate) const EMPTY: Partial = Partial { max: f32::NEG_INFINITY, sum: 0.0, seen: false };
 
+    /// Whether the row is NaN: a NaN hides from the maximum but not from the sum, and where all attended scores overflowed
+    /// to -inf there is nothing to divide by.
+    pub(crate) fn is_nan(&self) -> bool {
+        self.sum.is_nan() || self.seen && self.max == f32::NEG_INFINITY
+    }
+
     /// Joins a later part to an earlier one; returns the factors of their output rows. Neither may be empty (which
     /// would turn a -0 of the other's output into +0).
     #[inline(always)]

@@ -28,7 +28,7 @@ pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial,
     let sink = in_log2(sink);
     let max = larger(state.max, sink);
     let factor = rescale(isa, state.max, max);
-    let sum = state.sum * factor + rescale(isa, sink, max);
+    let sum = if state.is_nan() { f32::NAN } else { state.sum * factor + rescale(isa, sink, max) };
     (Partial { max, sum, ..*state }, factor)
 }
 
@@ -66,15 +66,18 @@ pub(crate) fn finish_row<I: Isa, T: Element>(
         put(rows, place, lse(state));
     }
     if let Some(rows) = &targets.row_max {
-        // A NaN may hide from the maximum, but not from the sum.
-        let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
+        let max = if state.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
         put(rows, place, max);
     }
 }
 
 /// The natural logarithm of the sum of exponentials.
 fn lse(state: &Partial) -> f32 {
-    if state.seen { (state.max + math::log2(state.sum)) * LN_2 } else { f32::NEG_INFINITY }
+    match state {
+        Partial { seen: false, .. } => f32::NEG_INFINITY,
+        state if state.is_nan() => f32::NAN,
+        state => (state.max + math::log2(state.sum)) * LN_2,
+    }
 }
 
 #[inline(always)]
