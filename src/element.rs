@@ -7,8 +7,9 @@ use crate::exact::call::Call;
 use crate::exact::finish::Targets;
 use crate::exact::grid::{self, Grid};
 use crate::exact::scores::{self, ScoreTargets};
+use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, WorkspaceParts};
-use crate::isa::{Isa, Level};
+use crate::isa::Isa;
 use crate::rows::{AnyRows, SharedRows};
 use crate::view::{AnyView, View};
 use half::{bf16, f16};
@@ -93,7 +94,7 @@ pub(crate) mod sealed {
         /// [`grid::run`] for keys and values of this type. Here, and not generic at the caller's, because that is what
         /// compiles the kernels once, into this crate, instead of into every crate that calls them.
         fn run(
-            level: Level,
+            engine: Engine,
             call: &Call<'_, Self>,
             grid: &Grid,
             targets: &Targets<'_>,
@@ -102,7 +103,7 @@ pub(crate) mod sealed {
             Self: Element;
         /// [`scores::run`], likewise.
         fn run_scores(
-            level: Level,
+            engine: Engine,
             call: &Call<'_, Self>,
             targets: &ScoreTargets<'_>,
             scratches: &mut [Scratch],
@@ -140,21 +141,21 @@ macro_rules! element {
                 AnyRows::$dtype(rows)
             }
             fn run(
-                level: Level,
+                engine: Engine,
                 call: &Call<'_, Self>,
                 grid: &Grid,
                 targets: &Targets<'_>,
                 workspace: WorkspaceParts<'_>,
             ) {
-                grid::run(level, call, grid, targets, workspace);
+                grid::run(engine, call, grid, targets, workspace);
             }
             fn run_scores(
-                level: Level,
+                engine: Engine,
                 call: &Call<'_, Self>,
                 targets: &ScoreTargets<'_>,
                 scratches: &mut [Scratch],
             ) {
-                scores::run(level, call, targets, scratches);
+                scores::run(engine, call, targets, scratches);
             }
         }
 

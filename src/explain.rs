@@ -15,6 +15,8 @@ use std::fmt;
 pub struct Explanation {
     /// Instruction set.
     pub level: Level,
+    /// Whether sums run on bf16 dot products.
+    pub bf16_dot: bool,
     /// Storage type of queries and output.
     pub q_dtype: DType,
     /// Storage type of keys and values.
@@ -54,6 +56,13 @@ impl Explanation {
         let [multiply_adds, kv_bytes] = call.work();
         let shares_keys = grid.blocks_per_unit > 1;
         let keys = match call.keys {
+            _ if plan.bf16_dot() => {
+                if shares_keys {
+                    KeyPath::Packed
+                } else {
+                    KeyPath::PackedTile
+                }
+            }
             Keys::Panels(_) if !shares_keys || T::DTYPE == DType::F32 => KeyPath::Panels,
             _ if shares_keys => KeyPath::Packed,
             _ if grid.rows <= tile::FUSED_ROWS => KeyPath::Transposed,
@@ -61,6 +70,7 @@ impl Explanation {
         };
         Self {
             level: plan.level(),
+            bf16_dot: plan.bf16_dot(),
             q_dtype,
             kv_dtype: T::DTYPE,
             keys,
@@ -77,10 +87,12 @@ impl Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { level, q_dtype, kv_dtype, block_rows, tasks, splits, threads, .. } = self;
-        writeln!(
-            f,
-            "exact attention, order version 1, level {level}, q and out {q_dtype}, k and v {kv_dtype}"
-        )?;
+        let tier = if self.bf16_dot {
+            "bf16 dot-product attention (operands and weights rounded to bf16)"
+        } else {
+            "exact attention, order version 1"
+        };
+        writeln!(f, "{tier}, level {level}, q and out {q_dtype}, k and v {kv_dtype}")?;
         let keys = match self.keys {
             KeyPath::Panels => "read from their panels",
             KeyPath::Packed => "packed into panels once per head and worker, for several blocks of queries",

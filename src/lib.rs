@@ -6,6 +6,10 @@
 //! [`KeyPanels`]; [`mod@reference`] defines what all of it means. Contributors start with `exact/mod.rs`, the order of
 //! operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and `tile.rs`.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    not(all(target_arch = "x86_64", not(lucid_force_portable))),
+    allow(dead_code, reason = "the bf16 dot-product tier has no backend there")
+)]
 
 mod alibi;
 mod element;

@@ -8,10 +8,11 @@ use crate::exact::finish::Targets;
 use crate::exact::grid::Grid;
 use crate::exact::partials::partials_len;
 use crate::exact::scores::ScoreTargets;
+use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, ScratchSizes, WorkspaceParts};
 use crate::explain::Explanation;
 use crate::inputs::{Inputs, Outputs, Scores};
-use crate::isa::Level;
+use crate::isa::{Bf16Level, Level};
 use crate::parallel;
 use crate::problem::Problem;
 use crate::rows::SharedRows;
@@ -32,10 +33,17 @@ pub struct PlanOptions {
     /// The most tasks that run side by side, whatever the size of the pool; that of the pool the plan is made in if not
     /// given. Scratch is proportional to it.
     pub max_threads: Option<usize>,
-    /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]): queries, keys, values and
-    /// weights are rounded to bf16 (exact for what is stored as bf16, but weights are not), sums stay f32. Errors are
-    /// those of bf16, whatever is stored; results are reproducible (over threads and batches) but not those of the
-    /// exact tier.
+    /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]; an error elsewhere).
+    ///
+    /// Queries, keys, values and weights are rounded to bf16 (exact for what is stored as bf16, but weights never are);
+    /// scores, the softmax and all sums stay f32. Whatever the storage type, errors are those of bf16: over attention of
+    /// the rounded operands an output is off by up to 2^-8 `sum_j p_j |v_j|`, and rounding operands that are not stored
+    /// as bf16 moves a logit by up to 2^-7 `scale sum_d |q_d k_d|`. LSE, scores and probabilities are those of the
+    /// rounded operands, in f32.
+    ///
+    /// Results are reproducible (over threads, batches, blocks, layouts; removed keys change no bit) but they are not
+    /// those of the exact tier, and have their own order of operations. Keys and values are converted in scratch, also
+    /// from [`KeyPanels`](crate::KeyPanels): a gain with many queries, not with few.
     pub bf16_dot: bool,
 }
 
@@ -60,7 +68,8 @@ pub struct PlanOptions {
 #[derive(Clone, Debug)]
 pub struct Plan {
     problem: Problem,
-    pub(crate) level: Level,
+    level: Level,
+    engine: Engine,
     pub(crate) order: Order,
     max_threads: usize,
     sizes: ScratchSizes,
@@ -95,12 +104,19 @@ impl Plan {
     /// A plan with these options.
     ///
     /// # Errors
-    /// As [`Plan::new`], or `options` ask for a level that this CPU lacks or for no thread.
+    /// As [`Plan::new`], or `options` ask for a level that this CPU lacks, for bf16 dot products at a level without
+    /// them ([`AttentionError::Bf16DotUnavailable`]), or for no thread.
     pub fn with_options(problem: &Problem, options: &PlanOptions) -> Result<Self, AttentionError> {
         problem.validate()?;
         let level = match options.level {
             Some(level) => level.check_available()?,
             None => Level::detect()?,
+        };
+        let engine = if options.bf16_dot {
+            let unavailable = AttentionError::Bf16DotUnavailable { level: level.name() };
+            Engine::Bf16Dot(Bf16Level::new(level).ok_or(unavailable)?)
+        } else {
+            Engine::Exact(level)
         };
         if options.max_threads == Some(0) {
             let got = "0".to_owned();
@@ -113,13 +129,13 @@ impl Plan {
             // the global pool.
             None => parallel::workers(usize::MAX),
         };
-        let sizes = ScratchSizes::new(problem)?;
+        let sizes = ScratchSizes::new(problem, options.bf16_dot)?;
         let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
         let splits = problem.max_kv_len.div_ceil(order.split);
         let splits = if splits > 1 { splits } else { 0 };
         let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())
             .ok_or(AttentionError::SizeOverflow { operand: "workspace" })?;
-        Ok(Self { problem: *problem, level, order, max_threads, sizes, partials })
+        Ok(Self { problem: *problem, level, engine, order, max_threads, sizes, partials })
     }
 
     /// The sizes it was made for.
@@ -130,6 +146,11 @@ impl Plan {
     /// The instruction set it runs on.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// Whether it runs on bf16 dot products ([`PlanOptions::bf16_dot`]).
+    pub fn bf16_dot(&self) -> bool {
+        matches!(self.engine, Engine::Bf16Dot(_))
     }
 
     /// The most tasks that run side by side.
@@ -192,10 +213,10 @@ impl Plan {
         workers.iter_mut().for_each(Scratch::forget);
         let grid = Grid::new(&call, self.max_threads);
         let parts = WorkspaceParts { workers: &mut *workers, partials };
-        T::run(self.level, &call, &grid, &targets, parts);
+        T::run(self.engine, &call, &grid, &targets, parts);
         if let Some(scores) = scores {
             let workers = &mut workers[..grid.workers];
-            T::run_scores(self.level, &call, &scores, workers);
+            T::run_scores(self.engine, &call, &scores, workers);
         }
         Ok(())
     }

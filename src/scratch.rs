@@ -33,6 +33,8 @@ unsafe impl Zeroed for u16 {}
 unsafe impl Zeroed for half::f16 {}
 // SAFETY: as above.
 unsafe impl Zeroed for half::bf16 {}
+// SAFETY: an array of them has no padding either.
+unsafe impl Zeroed for [half::bf16; 2] {}
 
 // SAFETY: an `AlignedBuf` owns its memory as a `Box<[T]>` does, and numbers may be moved and shared freely.
 unsafe impl<T: Zeroed + Send> Send for AlignedBuf<T> {}

@@ -15,7 +15,7 @@
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
 use crate::isa::Isa;
-use crate::kernel::value::REMOVED;
+use crate::kernel::product::REMOVED;
 use crate::mask::TileBits;
 use crate::math;
 use std::ops::Range;

@@ -16,28 +16,22 @@
 //! stay in L1. A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of
 //! keys that all rows share do, and only the ragged ends look at weights one by one.
 //!
-//! Prefill and decode differ in where keys come from ([`KeySource`]) and how rows are cut into blocks, not in this
-//! loop: which is why a row has the same bits in both.
+//! Prefill and decode differ in where keys come from and how rows are cut into blocks, not in this loop: which is why a
+//! row has the same bits in both. How operands are laid out and what a step of a sum is, the [`Tier`] says.
 
 use super::call::{Call, Order};
-use crate::element::{DType, Element};
-use crate::inputs::Keys;
-use crate::isa::{Isa, Kernel};
-use crate::kernel::pack::{merge_row, pack_panels, pack_query, scale_row, widen};
-use crate::kernel::score::{KeyRows, ScoreRows, score_panels, score_rows};
-use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
-use crate::kernel::{MAX_ROWS, rows_const};
-use crate::mask::{MaskRow, TILE, TileBits, set_range};
-use crate::panels::PANEL;
-use crate::softmax::{Partial, RowState, softmax_row};
-use crate::tile::{FUSED_ROWS, STREAMED_KEYS};
-use crate::view::with_any_view;
-use std::ops::Range;
-
 use super::finish::{Targets, finish_row};
 use super::partials::Partials;
 use super::sequence::Sequence;
+use super::tier::{Accumulators, Runs, Tier, TierKernel};
 use super::workspace::Scratch;
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::kernel::MAX_ROWS;
+use crate::kernel::pack::{merge_row, scale_row};
+use crate::mask::{MaskRow, TILE, TileBits, set_range};
+use crate::softmax::{Partial, RowState, softmax_row};
+use std::ops::Range;
 
 /// Which rows of which head a task works on.
 #[derive(Clone, Debug)]
@@ -63,18 +57,6 @@ pub(crate) struct BlockRow {
     pub(crate) total: Partial,
 }
 
-/// Where a block's keys come from.
-pub(crate) enum KeySource<'a, T> {
-    /// Panels as they are stored.
-    Panels(&'a [T]),
-    /// Panels packed into scratch, at their own place.
-    Packed,
-    /// Rows, packed into scratch tile by tile.
-    PackedTile(KeyRows<'a, T>),
-    /// Rows, transposed in registers.
-    Rows(KeyRows<'a, T>),
-}
-
 /// Computes a block and brings its results where they belong.
 pub(crate) struct BlockKernel<'a, 's, T: Element> {
     pub(crate) call: &'a Call<'a, T>,
@@ -91,14 +73,12 @@ pub(crate) enum End<'a> {
     Keep { partials: &'a Partials<'a>, unit: usize, split: usize },
 }
 
-impl<T: Element> Kernel for BlockKernel<'_, '_, T> {
-    type Output = ();
-
+impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa, E: Tier<I>>(self, isa: I) {
         let BlockKernel { call, block, scratch, end } = self;
-        prepare_rows(isa, call, block, scratch);
-        compute(isa, call, block, scratch);
+        prepare_rows::<I, E, T>(isa, call, block, scratch);
+        compute::<I, E, T>(isa, call, block, scratch);
         let Scratch { rows, total, acc_stride, .. } = scratch;
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
             match &end {
@@ -111,9 +91,9 @@ impl<T: Element> Kernel for BlockKernel<'_, '_, T> {
 
 /// Leaves in `scratch` each row's state and its output row before division.
 #[inline(always)]
-fn compute<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
+fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
-    let source = key_source(isa, call, block, scratch, &keys);
+    let source = E::open(isa, call, block, &mut scratch.operands, &keys);
     let Order { tile, split } = call.order;
     let mut first_split = true;
     let mut at = keys.start;
@@ -123,7 +103,7 @@ fn compute<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratc
         while at < end {
             let tile_start = at / tile * tile;
             let tile_end = end.min(tile_start + tile);
-            run_tile(isa, call, block, scratch, &source, tile_start..tile_end);
+            run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end);
             at = tile_end;
         }
         close_split(isa, scratch, first_split);
@@ -133,11 +113,15 @@ fn compute<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratc
 
 /// Fills `scratch.rows` and packs the queries.
 #[inline(always)]
-fn prepare_rows<I: Isa, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
+fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    block: &Block,
+    scratch: &mut Scratch,
+) {
     describe_rows(call, block, &mut scratch.rows);
-    let queries = scratch.queries.chunks_exact_mut(call.problem.head_dim);
-    for (row, packed) in scratch.rows.iter().zip(queries) {
-        pack_row(isa, call, &block.sequence, row, packed);
+    for (index, row) in scratch.rows.iter().enumerate() {
+        E::pack_query(isa, call, &block.sequence, row, index, &mut scratch.operands);
     }
 }
 
@@ -163,21 +147,6 @@ pub(crate) fn describe_row<T: Element>(
     BlockRow { mask, keys, state: RowState::EMPTY, total: Partial::EMPTY }
 }
 
-/// A row's query, scaled.
-#[inline(always)]
-pub(crate) fn pack_row<I: Isa, T: Element>(
-    isa: I,
-    call: &Call<'_, T>,
-    sequence: &Sequence,
-    row: &BlockRow,
-    packed: &mut [f32],
-) {
-    with_any_view!(call.q, q => {
-        let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
-        pack_query(isa, &query[..packed.len()], call.rules.factor, packed);
-    });
-}
-
 /// The keys from the first to the last that some row may attend, within `limits`.
 pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usize>> {
     let some = rows.iter().filter(|row| !row.keys.is_empty());
@@ -185,46 +154,6 @@ pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usi
         some.fold((usize::MAX, 0), |(start, end), row| (start.min(row.keys.start), end.max(row.keys.end)));
     let keys = start.max(limits.start)..end.min(limits.end);
     (keys.start < keys.end).then_some(keys)
-}
-
-/// Chooses where keys come from, and packs them if the head's blocks share them.
-#[inline(always)]
-pub(crate) fn key_source<'a, I: Isa, T: Element>(
-    isa: I,
-    call: &'a Call<'a, T>,
-    block: &Block,
-    scratch: &mut Scratch,
-    keys: &Range<usize>,
-) -> KeySource<'a, T> {
-    let Sequence { batch, k_first, kv_len, .. } = block.sequence;
-    let head_dim = call.problem.head_dim;
-    let panel_size = PANEL * head_dim;
-    let source = match call.keys {
-        Keys::Panels(panels) => KeySource::Panels(panels.head(batch, block.kv_head)),
-        Keys::Rows(view) => {
-            let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
-            KeySource::Rows(KeyRows { data, stride, len: kv_len })
-        }
-    };
-    if !block.shares_keys {
-        return match source {
-            KeySource::Rows(rows) if block.rows.len() > FUSED_ROWS => KeySource::PackedTile(rows),
-            source => source,
-        };
-    }
-    if T::DTYPE == DType::F32 && matches!(source, KeySource::Panels(_)) {
-        return source;
-    }
-    for missing in scratch.missing_panels([block.sequence.index, block.kv_head], keys) {
-        let range = missing.start * panel_size..(missing.end * panel_size).max(missing.start * panel_size);
-        let out = &mut scratch.panels[range.clone()];
-        match source {
-            KeySource::Panels(panels) => widen(isa, &panels[range], out),
-            KeySource::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
-            KeySource::Packed | KeySource::PackedTile(_) => {}
-        }
-    }
-    KeySource::Packed
 }
 
 /// Starts a split.
@@ -238,36 +167,24 @@ fn reset(scratch: &mut Scratch) {
 
 /// Takes one tile's keys into all rows.
 #[inline(always)]
-fn run_tile<I: Isa, T: Element>(
+fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
     call: &Call<'_, T>,
-    block: &Block,
     scratch: &mut Scratch,
-    source: &KeySource<'_, T>,
+    source: &E::Source<'_, T>,
     tile: Range<usize>,
 ) {
-    let head_dim = call.problem.head_dim;
-    let acc_stride = scratch.acc_stride;
-    if let KeySource::PackedTile(rows) = source {
-        let panels = tile.start / PANEL..tile.end.div_ceil(PANEL);
-        let out = &mut scratch.panels[..panels.len() * PANEL * head_dim];
-        pack_panels(isa, *rows, head_dim, panels, out);
-    }
-    let values = {
-        let Sequence { batch, k_first, .. } = block.sequence;
-        let stride = call.v.strides()[2];
-        let data = call.v.from(batch, block.kv_head, k_first + tile.start);
-        ValueRows { data, stride, v_dim: call.problem.v_dim }
-    };
-    let groups = scratch.rows.chunks_mut(MAX_ROWS);
-    let queries = scratch.queries.chunks(MAX_ROWS * head_dim);
-    let accs = scratch.acc.chunks_mut(MAX_ROWS * acc_stride);
-    for ((rows, q), acc) in groups.zip(queries).zip(accs) {
+    let Scratch { operands, rows, scores, acc, acc_stride, .. } = scratch;
+    let acc_stride = *acc_stride;
+    E::enter_tile(isa, source, operands, &tile);
+    let accs = acc.chunks_mut(MAX_ROWS * acc_stride);
+    for (index, (rows, acc)) in rows.chunks_mut(MAX_ROWS).zip(accs).enumerate() {
         let Some(shape) = GroupShape::new(rows, &tile) else { continue };
-        score_group(isa, call, source, &scratch.panels, q, rows.len(), &tile, &shape, &mut scratch.scores);
+        let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
+        E::score_group(isa, source, operands, group, &tile, &shape.columns, scores);
         let mut scattered = false;
         for (r, row) in rows.iter_mut().enumerate() {
-            let scores = &mut scratch.scores[r * TILE..][..TILE];
+            let scores = &mut scores[r * TILE..][..TILE];
             let (bits, own) = shape_row(isa, call, row, &tile, &shape.columns, scores);
             scattered |= own;
             let factor = softmax_row(isa, &mut row.state, scores, shape.columns.clone(), bits.as_ref());
@@ -275,31 +192,25 @@ fn run_tile<I: Isa, T: Element>(
                 scale_row(isa, &mut acc[r * acc_stride..][..acc_stride], factor);
             }
         }
-        let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
-        accumulate_group(isa, values, &shape, scattered, step, rows.len(), &scratch.scores, acc, acc_stride);
+        let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
+        E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);
     }
 }
 
 /// Which columns of a tile a group of rows needs.
-pub(crate) struct GroupShape {
+struct GroupShape {
     /// Columns that some row may attend.
     some: Range<usize>,
     /// Columns that every row may attend, as far as intervals say.
     all: Range<usize>,
     /// `some`, rounded outwards to multiples of 16.
-    pub(crate) columns: Range<usize>,
+    columns: Range<usize>,
 }
 
 impl GroupShape {
-    /// All columns of a tile.
-    pub(crate) fn whole(tile: &Range<usize>) -> Self {
-        let all = 0..tile.len();
-        Self { some: all.clone(), columns: 0..tile.len().next_multiple_of(16), all }
-    }
-
     /// `None` if no row has a key in the tile.
     #[inline(always)]
-    pub(crate) fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {
+    fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {
         let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
         for row in rows {
             let own = columns_of(row, tile);
@@ -317,6 +228,18 @@ impl GroupShape {
         let columns = some.start / 16 * 16..some.end.next_multiple_of(16);
         Some(Self { some, all, columns })
     }
+
+    /// The columns to add up. With `scattered`, keys may be removed anywhere.
+    #[inline(always)]
+    fn runs(self, scattered: bool) -> Runs {
+        let Self { some, all, columns } = self;
+        let runs = if scattered {
+            [(some, true), (0..0, false), (0..0, true)]
+        } else {
+            [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)]
+        };
+        Runs { runs, columns }
+    }
 }
 
 /// A row's interval in a tile's columns.
@@ -324,38 +247,6 @@ impl GroupShape {
 fn columns_of(row: &BlockRow, tile: &Range<usize>) -> Range<usize> {
     let clamp = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
     clamp(row.keys.start)..clamp(row.keys.end)
-}
-
-/// `t = q' . k` for a group of rows.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "splits the borrow of scratch, which one struct could not")]
-pub(crate) fn score_group<I: Isa, T: Element>(
-    isa: I,
-    call: &Call<'_, T>,
-    source: &KeySource<'_, T>,
-    packed: &[f32],
-    q: &[f32],
-    rows: usize,
-    tile: &Range<usize>,
-    shape: &GroupShape,
-    scores: &mut [f32],
-) {
-    let head_dim = call.problem.head_dim;
-    let out = ScoreRows { out: scores, stride: TILE };
-    let columns = shape.columns.clone();
-    let first = tile.start * head_dim;
-    match source {
-        KeySource::Panels(panels) => {
-            rows_const!(rows, MR => score_panels::<I, T, MR>(isa, q, head_dim, &panels[first..], columns, out));
-        }
-        KeySource::Packed | KeySource::PackedTile(_) => {
-            let first = if matches!(source, KeySource::Packed) { first } else { 0 };
-            rows_const!(rows, MR => score_panels::<I, f32, MR>(isa, q, head_dim, &packed[first..], columns, out));
-        }
-        KeySource::Rows(keys) => {
-            rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, *keys, tile.start, columns, out));
-        }
-    }
 }
 
 /// Turns dot products into logits; returns which columns the row may attend (`None`: all of them) and whether they
@@ -384,41 +275,6 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
         call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
     }
     (Some(bits), bits != interval)
-}
-
-/// `a += p . v` for a group of rows.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "splits the borrow of scratch, which one struct could not")]
-fn accumulate_group<I: Isa, T: Element>(
-    isa: I,
-    values: ValueRows<'_, T>,
-    shape: &GroupShape,
-    scattered: bool,
-    step: usize,
-    rows: usize,
-    scores: &[f32],
-    acc: &mut [f32],
-    acc_stride: usize,
-) {
-    let GroupShape { some, all, .. } = shape;
-    let runs = if scattered {
-        [(some.clone(), true), (0..0, false), (0..0, true)]
-    } else {
-        [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)]
-    };
-    for (run, guard) in runs {
-        if run.is_empty() {
-            continue;
-        }
-        let weights = &scores[run.start..];
-        let values = ValueRows { data: &values.data[run.start * values.stride..], ..values };
-        let rows_of = WeightedRows { weights, weights_stride: TILE, acc: &mut *acc, acc_stride };
-        if guard {
-            rows_const!(rows, MR => accumulate::<I, T, MR, true>(isa, values, run.len(), step, rows_of));
-        } else {
-            rows_const!(rows, MR => accumulate::<I, T, MR, false>(isa, values, run.len(), step, rows_of));
-        }
-    }
 }
 
 /// Ends a split: joins its states to the totals, in key order.

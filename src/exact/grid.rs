@@ -8,9 +8,10 @@ use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
 use super::finish::{Targets, finish_row};
 use super::partials::Partials;
+use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
-use crate::isa::{Isa, Kernel, Level};
+use crate::isa::Isa;
 use crate::{parallel, tile};
 
 /// How a call is cut.
@@ -70,7 +71,7 @@ impl Grid {
 
 /// Runs a checked call; the workspace's partials have room for [`Grid::splits`] if there is more than one.
 pub(crate) fn run<T: Element>(
-    level: Level,
+    engine: Engine,
     call: &Call<'_, T>,
     grid: &Grid,
     targets: &Targets<'_>,
@@ -83,18 +84,18 @@ pub(crate) fn run<T: Element>(
         && let Some(partials) =
             Partials::new(partials, [grid.units, grid.splits, grid.block_rows], scratches[0].acc_stride)
     {
-        run_splits(level, call, grid, targets, scratches, &partials);
+        run_splits(engine, call, grid, targets, scratches, &partials);
         return;
     }
     let per_unit = grid.blocks_per_unit;
     parallel::for_each_task(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
         let block = grid.block(call, task / per_unit, per_unit - 1 - task % per_unit, None);
-        level.dispatch(BlockKernel { call, block: &block, scratch, end: End::Finish(targets) });
+        engine.dispatch(BlockKernel { call, block: &block, scratch, end: End::Finish(targets) });
     });
 }
 
 fn run_splits<T: Element>(
-    level: Level,
+    engine: Engine,
     call: &Call<'_, T>,
     grid: &Grid,
     targets: &Targets<'_>,
@@ -104,7 +105,7 @@ fn run_splits<T: Element>(
     parallel::for_each_task(grid.units * grid.splits, scratches, &|task, scratch: &mut Scratch| {
         let (unit, split) = (task / grid.splits, task % grid.splits);
         let block = grid.block(call, unit, 0, Some(split));
-        level.dispatch(BlockKernel {
+        engine.dispatch(BlockKernel {
             call,
             block: &block,
             scratch,
@@ -114,7 +115,7 @@ fn run_splits<T: Element>(
     for unit in 0..grid.units {
         let block = grid.block(call, unit, 0, None);
         let splits = grid.splits;
-        level.dispatch(MergeKernel {
+        engine.dispatch(MergeKernel {
             call,
             block: &block,
             scratch: &mut scratches[0],
@@ -137,11 +138,9 @@ struct MergeKernel<'a, 's, T: Element> {
     splits: usize,
 }
 
-impl<T: Element> Kernel for MergeKernel<'_, '_, T> {
-    type Output = ();
-
+impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa, E: Tier<I>>(self, isa: I) {
         let Scratch { rows, total, acc_stride, .. } = self.scratch;
         describe_rows(self.call, self.block, rows);
         let acc = &mut total[..*acc_stride];

@@ -21,17 +21,22 @@
 //! |---|---|
 //! | `call.rs`, `sequence.rs` | operands checked and resolved |
 //! | `block.rs` | the loop above, for some rows of a head |
+//! | `tier.rs` | what this order and that of bf16 dot products differ in |
+//! | `fma.rs`, `bf16_dot.rs` | the two |
 //! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
 //! | `partials.rs` | states of splits that run side by side |
 //! | `finish.rs` | sinks, division, stores, LSE |
 //! | `scores.rs` | scores and probabilities on request |
 //! | `workspace.rs` | scratch |
 
+pub(crate) mod bf16_dot;
 pub(crate) mod block;
 pub(crate) mod call;
 pub(crate) mod finish;
+pub(crate) mod fma;
 pub(crate) mod grid;
 pub(crate) mod partials;
 pub(crate) mod scores;
 pub(crate) mod sequence;
+pub(crate) mod tier;
 pub(crate) mod workspace;

@@ -1,17 +1,17 @@
 //! Scores and probabilities on request, for chosen heads and rows: a pass of its own over the keys, with the kernels of
 //! the main one, so that nothing of size `q_len x kv_len` is held and the output's bits do not depend on it.
 //!
+//! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{
-    Block, BlockRow, GroupShape, KeySource, describe_row, key_source, pack_row, score_group, shape_row,
-};
+use super::block::{Block, BlockRow, describe_row, shape_row};
 use super::call::Call;
 use super::finish::with_sink;
+use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
 use crate::inputs::ScoreStage;
-use crate::isa::{Isa, Kernel, Level};
+use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits};
 use crate::math;
@@ -38,7 +38,7 @@ pub(crate) struct ScoreTargets<'a> {
 
 /// Writes all that was asked for.
 pub(crate) fn run<T: Element>(
-    level: Level,
+    engine: Engine,
     call: &Call<'_, T>,
     targets: &ScoreTargets<'_>,
     scratches: &mut [Scratch],
@@ -55,7 +55,7 @@ pub(crate) fn run<T: Element>(
             let sequence = find(rows.start);
             let same = rows.clone().take_while(|&row| find(row) == sequence).count();
             let place = Place { sequence, head, rows: rows.start..rows.start + same };
-            level.dispatch(ScoreKernel { call, targets, place, scratch });
+            engine.dispatch(ScoreKernel { call, targets, place, scratch });
             rows.start += same;
         }
     });
@@ -77,11 +77,9 @@ struct ScoreKernel<'a, 's, T: Element> {
     scratch: &'s mut Scratch,
 }
 
-impl<T: Element> Kernel for ScoreKernel<'_, '_, T> {
-    type Output = ();
-
+impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa, E: Tier<I>>(self, isa: I) {
         let ScoreKernel { call, targets, place, scratch } = self;
         let sequence = call.sequences.get(place.sequence);
         let q_head = targets.heads.map_or(place.head, |heads| heads[place.head]);
@@ -89,19 +87,18 @@ impl<T: Element> Kernel for ScoreKernel<'_, '_, T> {
         for row in place.rows.clone() {
             let token = targets.rows.map_or(row, |rows| rows[row]);
             let row = describe_row(call, &sequence, token - sequence.q_first, q_head);
-            let packed = &mut scratch.queries[scratch.rows.len() * call.problem.head_dim..];
-            pack_row(isa, call, &sequence, &row, &mut packed[..call.problem.head_dim]);
+            E::pack_query(isa, call, &sequence, &row, scratch.rows.len(), &mut scratch.operands);
             scratch.rows.push(row);
         }
         let kv_head = q_head / call.problem.group();
         let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);
         let block = Block { sequence, kv_head, rows, keys: keys.clone(), shares_keys: false };
-        let source = key_source(isa, call, &block, scratch, &keys);
+        let source = E::open(isa, call, &block, &mut scratch.operands, &keys);
         if targets.stage == ScoreStage::Softmax {
-            sum_rows(isa, call, &source, scratch, &keys);
+            sum_rows::<I, E, T>(isa, call, &source, scratch, &keys);
         }
         for tile in tiles(call, &keys) {
-            score_tile(isa, call, &source, scratch, &tile);
+            score_tile::<I, E, T>(isa, &source, scratch, &tile);
             let columns = 0..tile.len().next_multiple_of(16);
             let rows = scratch.rows.iter().zip(scratch.scores.chunks_mut(TILE));
             for (index, (row, scores)) in rows.enumerate() {
@@ -127,28 +124,29 @@ fn tiles<T: Element>(call: &Call<'_, T>, keys: &Range<usize>) -> impl Iterator<I
 
 /// Scaled dot products of all rows in scratch with a tile.
 #[inline(always)]
-fn score_tile<I: Isa, T: Element>(
+fn score_tile<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
-    call: &Call<'_, T>,
-    source: &KeySource<'_, T>,
+    source: &E::Source<'_, T>,
     scratch: &mut Scratch,
     tile: &Range<usize>,
 ) {
-    let Scratch { rows, queries, scores, panels, .. } = scratch;
-    score_group(isa, call, source, panels, queries, rows.len(), tile, &GroupShape::whole(tile), scores);
+    let Scratch { rows, operands, scores, .. } = scratch;
+    E::enter_tile(isa, source, operands, tile);
+    let columns = 0..tile.len().next_multiple_of(16);
+    E::score_group(isa, source, operands, 0..rows.len(), tile, &columns, scores);
 }
 
 /// Leaves each row's final maximum and sum, sink included, in its total.
 #[inline(always)]
-fn sum_rows<I: Isa, T: Element>(
+fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
     call: &Call<'_, T>,
-    source: &KeySource<'_, T>,
+    source: &E::Source<'_, T>,
     scratch: &mut Scratch,
     keys: &Range<usize>,
 ) {
     for tile in tiles(call, keys) {
-        score_tile(isa, call, source, scratch, &tile);
+        score_tile::<I, E, T>(isa, source, scratch, &tile);
         let columns = 0..tile.len().next_multiple_of(16);
         for (row, scores) in scratch.rows.iter_mut().zip(scratch.scores.chunks_mut(TILE)) {
             if tile.start.is_multiple_of(call.order.split) {

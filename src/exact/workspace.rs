@@ -1,5 +1,6 @@
 //! Scratch memory of a call: what each worker needs, and the states of splits that run side by side.
 
+use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
@@ -13,20 +14,40 @@ use std::ops::Range;
 /// What one worker needs.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// Queries of the block, scaled, `[rows][head_dim]`.
-    pub(crate) queries: AlignedBuf<f32>,
+    pub(crate) operands: Operands,
     /// Scores, then weights, of one group of rows in one tile.
     pub(crate) scores: AlignedBuf<f32>,
     /// Output rows of the current split.
     pub(crate) acc: AlignedBuf<f32>,
     /// Output rows of the splits so far.
     pub(crate) total: AlignedBuf<f32>,
-    /// Key panels, of a whole head or of a tile.
-    pub(crate) panels: AlignedBuf<f32>,
     pub(crate) rows: Vec<BlockRow>,
     /// Elements between output rows.
     pub(crate) acc_stride: usize,
+}
+
+/// Operands as a tier lays them out.
+#[derive(Debug)]
+pub(crate) struct Operands {
+    /// Queries of the block, scaled, `[rows][head_dim]`.
+    pub(crate) queries: AlignedBuf<f32>,
+    /// Key panels, of a whole head or of a tile.
+    pub(crate) panels: AlignedBuf<f32>,
+    /// What the bf16 tier has instead of the two.
+    pub(crate) pairs: PairOperands,
+    /// Pairs between rows of paired values.
+    pub(crate) v_stride: usize,
     packed: Option<Packed>,
+}
+
+/// Operands of the bf16 tier, laid out as [`super::bf16_dot`] says.
+#[derive(Debug)]
+pub(crate) struct PairOperands {
+    pub(crate) queries: AlignedBuf<Pair>,
+    pub(crate) keys: AlignedBuf<Pair>,
+    pub(crate) values: AlignedBuf<Pair>,
+    /// Weights of one group of rows in one tile.
+    pub(crate) weights: AlignedBuf<Pair>,
 }
 
 /// Which panels of which head lie packed in scratch.
@@ -36,30 +57,38 @@ struct Packed {
     panels: Range<usize>,
 }
 
-/// How large scratch has to be.
+/// How large scratch has to be, in elements of 4 bytes: `f32`, or [`Pair`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScratchSizes {
-    queries: usize,
+    bf16_dot: bool,
     acc: usize,
     acc_stride: usize,
-    panels: usize,
+    queries: usize,
+    keys: usize,
+    /// Values and weights of the bf16 tier.
+    values: usize,
+    weights: usize,
 }
 
 impl ScratchSizes {
-    pub(crate) fn new(problem: &Problem) -> Result<Self, AttentionError> {
+    pub(crate) fn new(problem: &Problem, bf16_dot: bool) -> Result<Self, AttentionError> {
         let overflow = AttentionError::SizeOverflow { operand: "workspace" };
         let sizes = || {
             let acc_stride = problem.v_dim.max(1).checked_next_multiple_of(16)?;
             let rows = problem.group().checked_mul(problem.max_q_len)?;
-            let panels = problem.max_kv_len.checked_next_multiple_of(PANEL)?.max(TILE);
+            let keys = problem.max_kv_len.checked_next_multiple_of(PANEL)?.max(TILE);
             // One block reads each key once: a tile of panels is enough.
-            let panels = if rows <= FEW_ROWS { TILE } else { panels };
+            let keys = if rows <= FEW_ROWS { TILE } else { keys };
             let rows = BLOCK_ROWS.min(rows.max(MAX_ROWS));
+            let dims = if bf16_dot { pairs(problem.head_dim) } else { problem.head_dim };
             Some(Self {
-                queries: rows.checked_mul(problem.head_dim)?,
+                bf16_dot,
                 acc: rows.checked_mul(acc_stride)?,
                 acc_stride,
-                panels: panels.checked_mul(problem.head_dim)?,
+                queries: rows.checked_mul(dims)?,
+                keys: keys.checked_mul(dims)?,
+                values: if bf16_dot { (keys / 2).checked_mul(acc_stride)? } else { 0 },
+                weights: if bf16_dot { MAX_ROWS * TILE / 2 } else { 0 },
             })
         };
         sizes().ok_or(overflow)
@@ -71,10 +100,12 @@ impl ScratchSizes {
 
     /// Whether scratch of these sizes serves where `other` is needed.
     pub(crate) fn hold(&self, other: &Self) -> bool {
-        self.queries >= other.queries
-            && self.acc >= other.acc
+        self.bf16_dot == other.bf16_dot
             && self.acc_stride == other.acc_stride
-            && self.panels >= other.panels
+            && self.acc >= other.acc
+            && self.queries >= other.queries
+            && self.keys >= other.keys
+            && self.values >= other.values
     }
 
     /// Elements in all.
@@ -82,7 +113,9 @@ impl ScratchSizes {
         self.acc
             .checked_mul(2)?
             .checked_add(self.queries)?
-            .checked_add(self.panels)?
+            .checked_add(self.keys)?
+            .checked_add(self.values)?
+            .checked_add(self.weights)?
             .checked_add(MAX_ROWS * TILE)
     }
 }
@@ -95,20 +128,41 @@ impl Scratch {
             |_| AttentionError::OutOfMemory { what: "workspace", bytes: BLOCK_ROWS * size_of::<BlockRow>() };
         rows.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
         Ok(Self {
-            queries: buffer(sizes.queries)?,
+            operands: Operands::new(sizes)?,
             scores: buffer(MAX_ROWS * TILE)?,
             acc: buffer(sizes.acc)?,
             total: buffer(sizes.acc)?,
-            panels: buffer(sizes.panels)?,
             rows,
             acc_stride: sizes.acc_stride,
-            packed: None,
         })
     }
 
     /// Forgets packed keys; every call starts with it.
     pub(crate) fn forget(&mut self) {
-        self.packed = None;
+        self.operands.packed = None;
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.operands.bytes() + self.scores.bytes() + self.acc.bytes() + self.total.bytes()
+    }
+}
+
+impl Operands {
+    fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
+        let singles = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { 0 } else { len });
+        let pairs = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { len } else { 0 });
+        Ok(Self {
+            queries: singles(sizes.queries)?,
+            panels: singles(sizes.keys)?,
+            pairs: PairOperands {
+                queries: pairs(sizes.queries)?,
+                keys: pairs(sizes.keys)?,
+                values: pairs(sizes.values)?,
+                weights: pairs(sizes.weights)?,
+            },
+            v_stride: sizes.acc_stride,
+            packed: None,
+        })
     }
 
     /// Notes that the panels holding `keys` of a head will lie packed at their own place, and returns those that have to
@@ -128,12 +182,14 @@ impl Scratch {
         [wanted.start..have.start, have.end..wanted.end]
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
+        let PairOperands { queries, keys, values, weights } = &self.pairs;
         self.queries.bytes()
-            + self.scores.bytes()
-            + self.acc.bytes()
-            + self.total.bytes()
             + self.panels.bytes()
+            + queries.bytes()
+            + keys.bytes()
+            + values.bytes()
+            + weights.bytes()
     }
 }
 

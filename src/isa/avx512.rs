@@ -1,6 +1,6 @@
-//! AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers, mask registers.
+//! AVX-512 (F, BW, DQ, VL), with or without AVX512-BF16: 16 lanes, 32 registers, mask registers.
 
-use super::{Isa, Kernel};
+use super::{Bf16Dot, Bf16Kernel, Isa, Kernel};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -13,11 +13,14 @@ macro_rules! op {
     }};
 }
 
-/// Proof of AVX-512 F, BW, DQ and VL (and the AVX2, FMA and F16C below it).
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+/// Proof of AVX-512 F, BW, DQ and VL (and the AVX2, FMA and F16C below it); with `BF16`, of AVX512-BF16 too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+/// Proof of AVX-512 and AVX512-BF16.
+pub(crate) type Avx512Bf16 = Avx512<true>;
+
+impl Avx512<false> {
     #[inline]
     pub(crate) fn new() -> Option<Self> {
         // The list must be that of `vectorize`.
@@ -34,22 +37,27 @@ impl Avx512 {
     #[inline]
     pub(crate) fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn shim<K: Kernel>(isa: Avx512, kernel: K) -> K::Output {
+        fn shim<K: Kernel>(isa: Avx512<false>, kernel: K) -> K::Output {
             kernel.run(isa)
         }
         op!(shim(self, kernel))
     }
 }
 
-/// Proof of [`Avx512`] and AVX512-BF16.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512Bf16(Avx512);
-
-impl Avx512Bf16 {
+impl Avx512<true> {
     #[inline]
     pub(crate) fn new() -> Option<Self> {
-        let isa = Avx512::new()?;
-        is_x86_feature_detected!("avx512bf16").then_some(Self(isa))
+        Avx512::<false>::new()?;
+        is_x86_feature_detected!("avx512bf16").then_some(Self(()))
+    }
+
+    #[inline]
+    pub(crate) fn vectorize<K: Bf16Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn shim<K: Bf16Kernel>(isa: Avx512<true>, kernel: K) -> K::Output {
+            kernel.run(isa)
+        }
+        op!(shim(self, kernel))
     }
 }
 
@@ -105,7 +113,7 @@ unsafe fn words(src: *const u8, stride: usize) -> [__m512i; 4] {
     }
 }
 
-impl Isa for Avx512 {
+impl<const BF16: bool> Isa for Avx512<BF16> {
     type F = __m512;
     type M = __mmask16;
 
@@ -306,5 +314,75 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn touch<T: Copy>(self, src: &[T], at: usize) {
         super::touch(src, at);
+    }
+}
+
+/// Bit pattern of 32 bf16 as the type the conversions and dot products want; compiles to nothing.
+macro_rules! halves {
+    ($pairs:expr) => {
+        core::mem::transmute::<__m512i, __m512bh>($pairs)
+    };
+}
+
+impl Bf16Dot for Avx512<true> {
+    type Pairs = __m512i;
+
+    #[inline(always)]
+    fn splat_pair(self, pair: [bf16; 2]) -> __m512i {
+        let bits = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
+        op!(_mm512_set1_epi32(bits as i32))
+    }
+    #[inline(always)]
+    fn load_pairs(self, src: &[[bf16; 2]]) -> __m512i {
+        let src: &[[bf16; 2]; 16] = head(src);
+        op!(_mm512_loadu_si512(src.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m512i, dst: &mut [[bf16; 2]]) {
+        let dst: &mut [[bf16; 2]; 16] = head_mut(dst);
+        op!(_mm512_storeu_si512(dst.as_mut_ptr().cast(), pairs))
+    }
+    #[inline(always)]
+    fn narrow(self, first: __m512, second: __m512) -> __m512i {
+        op!(core::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)))
+    }
+    #[inline(always)]
+    fn narrow_zip(self, even: __m512, odd: __m512) -> __m512i {
+        let halves = self.narrow(even, odd);
+        op!({
+            // 32-bit element i: halves i and 16 + i.
+            let step = _mm512_set1_epi32(0x0001_0001);
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let order = _mm512_add_epi32(_mm512_mullo_epi32(lanes, step), _mm512_set1_epi32(0x0010_0000));
+            _mm512_permutexvar_epi16(order, halves)
+        })
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+        op!(_mm512_dpbf16_ps(acc, halves!(a), halves!(b)))
+    }
+    #[inline(always)]
+    fn differs(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_movm_epi16(_mm512_cmpneq_epi16_mask(a, b)))
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        op!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn any(self, pairs: __m512i) -> __mmask16 {
+        op!(_mm512_test_epi32_mask(pairs, pairs))
+    }
+    #[inline(always)]
+    fn transpose_pairs(self, rows: &mut [__m512i]) {
+        let rows: &mut [__m512i; 16] = head_mut(rows);
+        let mut floats = [self.splat(0.0); 16];
+        for i in 0..16 {
+            floats[i] = op!(_mm512_castsi512_ps(rows[i]));
+        }
+        self.transpose(&mut floats);
+        for i in 0..16 {
+            rows[i] = op!(_mm512_castps_si512(floats[i]));
+        }
     }
 }

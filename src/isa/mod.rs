@@ -19,9 +19,6 @@ use crate::error::AttentionError;
 use half::{bf16, f16};
 use std::sync::OnceLock;
 
-#[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
-pub(crate) use avx512::Avx512Bf16;
-
 /// Operations on vectors of [`LANES`](Isa::LANES) `f32`, or on as many booleans (`M`).
 ///
 /// A value of the implementing type proves that the CPU can execute them. The set is what the kernels need and no
@@ -100,6 +97,67 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn touch<T: Copy>(self, src: &[T], at: usize);
 }
 
+/// Dot products of pairs of bf16, on vectors of `LANES` pairs (`Pairs`).
+///
+/// Conversions round to nearest even, keep NaN, and flush what is subnormal to zero, which is what the dot product makes
+/// of it anyway.
+pub(crate) trait Bf16Dot: Isa {
+    /// A vector of `LANES` pairs; as a mask, each half all ones or all zeros.
+    type Pairs: Copy;
+
+    fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
+    /// The first `LANES` pairs of `src`, which must hold as many.
+    fn load_pairs(self, src: &[[bf16; 2]]) -> Self::Pairs;
+    /// Writes `LANES` pairs to the front of `dst`, which must have room for them.
+    fn store_pairs(self, pairs: Self::Pairs, dst: &mut [[bf16; 2]]);
+    /// Both vectors rounded, one after the other: pair `i` holds elements `2i` and `2i + 1`.
+    fn narrow(self, first: Self::F, second: Self::F) -> Self::Pairs;
+    /// Both vectors rounded, side by side: pair `i` holds their lanes `i`.
+    fn narrow_zip(self, even: Self::F, odd: Self::F) -> Self::Pairs;
+    /// `acc + a[0] * b[0] + a[1] * b[1]` in the instruction's own order and rounding, subnormals taken and given as zero.
+    fn dot_bf16(self, acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
+    /// Halves whose bits differ.
+    fn differs(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
+    /// Bitwise.
+    fn and(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
+    /// Pairs of which some bit is set.
+    fn any(self, pairs: Self::Pairs) -> Self::M;
+    /// As [`Isa::transpose`].
+    fn transpose_pairs(self, rows: &mut [Self::Pairs]);
+}
+
+/// A computation that needs bf16 dot products; `run` must be `#[inline(always)]`.
+pub(crate) trait Bf16Kernel {
+    type Output;
+    fn run<I: Bf16Dot>(self, isa: I) -> Self::Output;
+}
+
+/// Proof that a level has bf16 dot products.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bf16Level(
+    #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))] avx512::Avx512Bf16,
+    #[cfg(not(all(target_arch = "x86_64", not(lucid_force_portable))))] std::convert::Infallible,
+);
+
+impl Bf16Level {
+    pub(crate) fn new(level: Level) -> Option<Self> {
+        match level {
+            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+            Level::Avx512 => avx512::Avx512Bf16::new().map(Self),
+            _ => None,
+        }
+    }
+
+    /// Runs `kernel` compiled for it.
+    #[inline]
+    pub(crate) fn dispatch<K: Bf16Kernel>(self, kernel: K) -> K::Output {
+        #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
+        return self.0.vectorize(kernel);
+        #[cfg(not(all(target_arch = "x86_64", not(lucid_force_portable))))]
+        match (self.0, kernel) {}
+    }
+}
+
 /// A computation written once for all instruction sets; `run` must be `#[inline(always)]`.
 pub(crate) trait Kernel {
     type Output;
@@ -151,7 +209,7 @@ impl Level {
             #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
             Level::Avx2 => avx2::Avx2::new().is_some(),
             #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
-            Level::Avx512 => avx512::Avx512::new().is_some(),
+            Level::Avx512 => avx512::Avx512::<false>::new().is_some(),
             #[cfg(not(all(target_arch = "x86_64", not(lucid_force_portable))))]
             Level::Avx2 | Level::Avx512 => false,
         }
@@ -201,11 +259,7 @@ impl Level {
 
     /// Whether the opt-in bf16 dot-product tier runs at this level on this CPU.
     pub fn has_bf16_dot(self) -> bool {
-        match self {
-            #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
-            Level::Avx512 => Avx512Bf16::new().is_some(),
-            _ => false,
-        }
+        Bf16Level::new(self).is_some()
     }
 
     /// Runs `kernel` compiled for this level. A level that cannot run here (which a plan never holds) falls back to
@@ -215,7 +269,7 @@ impl Level {
         match self {
             #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
             Level::Avx512 => {
-                if let Some(isa) = avx512::Avx512::new() {
+                if let Some(isa) = avx512::Avx512::<false>::new() {
                     return isa.vectorize(kernel);
                 }
             }

@@ -10,11 +10,14 @@
 //! the height of the tile and who calls change no bit. 6 rows by 64 columns (AVX-512) and 6 by 16 (AVX2) reach 97 %
 //! and more of the multiply-add peak on cached data (`cargo bench --bench attention -- kernel`).
 //!
+//! What a step of a sum is (a multiply-add, or a bf16 dot product of pairs) is a parameter: [`product::Product`].
+//!
 //! Everything here is `#[inline(always)]`, see [`crate::isa`], and free of closures, which need not be inlined. Loops over
 //! constants index several arrays at once: they unroll into registers, and read like the formula.
 #![allow(clippy::needless_range_loop, reason = "see above: register tiles are indexed by constants")]
 
 pub(crate) mod pack;
+pub(crate) mod product;
 pub(crate) mod score;
 pub(crate) mod value;
 

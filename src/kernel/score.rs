@@ -1,91 +1,93 @@
-//! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of multiply-adds over
-//! ascending `d` from +0 for every score.
+//! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of steps over ascending `d`
+//! from +0 for every score.
 
+use super::product::Product;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::PANEL;
 use std::ops::Range;
 
 /// Where scores go: `MR` rows of a buffer.
-pub(crate) struct ScoreRows<'a> {
+pub(crate) struct ScoreRows<'a, S> {
     /// The buffer, from the first row's first key of the tile on.
     pub(crate) out: &'a mut [f32],
     /// Elements between rows.
     pub(crate) stride: usize,
+    /// See [`Product::Scale`].
+    pub(crate) scale: S,
 }
 
-/// Scores of `MR` rows (`q`, contiguous rows of `head_dim`) against columns `columns` of the tile that starts with
+/// Scores of `MR` rows (`q`, contiguous rows of `dims` factors) against columns `columns` of the tile that starts with
 /// `panels` (key panels, one after another). `columns` is a multiple of 16 at both ends; all panels it touches exist.
 ///
 /// Per 64 keys and `d`: 64 keys read once for `MR` rows.
 #[inline(always)]
-pub(crate) fn score_panels<I: Isa, T: Element, const MR: usize>(
+pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
-    q: &[f32],
-    head_dim: usize,
-    panels: &[T],
+    q: &[P::Factor],
+    dims: usize,
+    panels: &[P::Stored],
     columns: Range<usize>,
-    rows: ScoreRows<'_>,
+    mut rows: ScoreRows<'_, P::Scale>,
 ) {
-    let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
-    let ScoreRows { out, stride } = rows;
+    let q: [&[P::Factor]; MR] = split_rows(q, dims, dims);
     let mut column = columns.start;
     while column < columns.end {
         let first = column % PANEL;
-        let panel = &panels[column / PANEL * PANEL * head_dim..][..PANEL * head_dim];
+        let panel = &panels[column / PANEL * PANEL * dims..][..PANEL * dims];
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
-            score_tile::<I, T, MR, 4>(isa, q, panel, first, &mut out[column..], stride);
+            score_tile::<I, P, MR, 4>(isa, q, panel, first, column, &mut rows);
             4 * I::LANES
         } else if I::LANES == 8 && I::REGISTERS >= 16 && left >= 2 * I::LANES {
-            score_tile::<I, T, MR, 2>(isa, q, panel, first, &mut out[column..], stride);
+            score_tile::<I, P, MR, 2>(isa, q, panel, first, column, &mut rows);
             2 * I::LANES
         } else {
-            score_tile::<I, T, MR, 1>(isa, q, panel, first, &mut out[column..], stride);
+            score_tile::<I, P, MR, 1>(isa, q, panel, first, column, &mut rows);
             I::LANES
         };
         column += width;
     }
 }
 
-/// `MR` rows against `NV` vectors of keys, from key `first` of a panel on.
+/// `MR` rows against `NV` vectors of keys, from key `first` of a panel on, to column `column`.
 #[inline(always)]
-fn score_tile<I: Isa, T: Element, const MR: usize, const NV: usize>(
+fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     isa: I,
-    q: [&[f32]; MR],
-    panel: &[T],
+    q: [&[P::Factor]; MR],
+    panel: &[P::Stored],
     first: usize,
-    out: &mut [f32],
-    stride: usize,
+    column: usize,
+    rows: &mut ScoreRows<'_, P::Scale>,
 ) {
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
     // As many as `q` has dimensions, which spares the bounds checks on them.
     let dims = &panel.as_chunks::<PANEL>().0[..q[0].len()];
     for (d, dim) in dims.iter().enumerate() {
-        let mut keys = [isa.splat(0.0); NV];
+        let mut keys = [P::zero(isa); NV];
         for v in 0..NV {
-            keys[v] = T::load(isa, &dim[first + v * I::LANES..]);
+            keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
         }
         for r in 0..MR {
-            let x = isa.splat(q[r][d]);
+            let x = P::splat(isa, q[r][d]);
             for v in 0..NV {
-                acc[r][v] = isa.mul_add(x, keys[v], acc[r][v]);
+                acc[r][v] = P::mul_add(isa, x, keys[v], acc[r][v]);
             }
         }
     }
     for r in 0..MR {
-        let out = &mut out[r * stride..][..NV * I::LANES];
+        let out = &mut rows.out[column + r * rows.stride..][..NV * I::LANES];
         for v in 0..NV {
-            isa.store(acc[r][v], &mut out[v * I::LANES..]);
+            isa.store(P::finish(isa, acc[r][v], rows.scale), &mut out[v * I::LANES..]);
         }
     }
 }
 
 /// `MR` rows of `length`, `stride` elements apart.
 #[inline(always)]
-pub(crate) fn split_rows<const MR: usize>(rows: &[f32], stride: usize, length: usize) -> [&[f32]; MR] {
-    let mut split: [&[f32]; MR] = [&[]; MR];
+pub(crate) fn split_rows<T, const MR: usize>(rows: &[T], stride: usize, length: usize) -> [&[T]; MR] {
+    let mut split: [&[T]; MR] = [&[]; MR];
     for r in 0..MR {
         split[r] = &rows[r * stride..][..length];
     }
@@ -141,7 +143,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     keys: KeyRows<'_, T>,
     tile_start: usize,
     columns: Range<usize>,
-    rows: ScoreRows<'_>,
+    rows: ScoreRows<'_, ()>,
 ) {
     let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
     let ahead = AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());

@@ -76,6 +76,12 @@
 //! B_d  = E3_d + u_out (|o_d| + E3_d) + tiny_out                                store to f16 or bf16
 //! ```
 //!
+//! In the **bf16 dot-product tier** (its order is in `src/exact/bf16_dot.rs`; the inputs are the rounded ones) c^ multiplies
+//! the chain instead of q, with as many roundings; a chain takes two roundings per pair, so one more where their number
+//! is odd (as without FMA); steps flush what is below 2^-126 (`step_flush` in place of 2^-150); and each weight in the
+//! numerator is rounded once more, by `weight_unit` = 2^-8, which makes gamma(h_N) into
+//! (1 + 2^-8) (1 + gamma(h_N)) - 1.
+//!
 //! **LSE** = (m^ + log2 l^) ln 2 without the sink, p' the probabilities without it:
 //! max(ln(1 + sum p'_j r_j), -ln(sum p'_j e^-rho_j)) + gamma(h_l) + 2 K'' u |ln l| for a logarithm of K'' ULP
 //! + 3 u (|m| + |ln l|) for the additions and the factor ln 2.
@@ -119,11 +125,24 @@ pub struct Bound {
     pub tile: usize,
     /// Keys in a split.
     pub split: usize,
+    /// The rounding of weights before they meet values; 0 in the exact tier.
+    pub weight_unit: f64,
+    /// By how much a step of a sum may be off when it is subnormal.
+    pub step_flush: f64,
 }
 
 impl Default for Bound {
     fn default() -> Self {
-        Self { exp2_ulp: 1.5, tanh_ulp: 4.0, log_ulp: 2.0, fused: true, tile: 256, split: 1024 }
+        Self {
+            exp2_ulp: 1.5,
+            tanh_ulp: 4.0,
+            log_ulp: 2.0,
+            fused: true,
+            tile: 256,
+            split: 1024,
+            weight_unit: 0.0,
+            step_flush: TINY,
+        }
     }
 }
 
@@ -374,7 +393,7 @@ impl Checker<'_> {
 
         // The exact sum in the frame of the computed maximum; as one weight is 1, it is at least about 1.
         let sum = 0.99 * (denominator - frame * LN_2).exp().max(1.0);
-        let flushed = (2.0 * keys.len() as f64 + 3.0 * depths.factors + 3.0) * TINY / sum;
+        let flushed = (2.0 * keys.len() as f64 + 3.0 * depths.factors + 3.0) * self.params.step_flush / sum;
 
         let certified = weights.up.hard < 1.0 && !matches!(fate, Fate::Doubtful);
         self.checked.uncertified_rows += usize::from(!certified);
@@ -403,6 +422,7 @@ impl Checker<'_> {
                 let slack = gamma(depths.numerator.hard)
                     + 2.0 * gamma(depths.denominator.hard)
                     + 2.0 * U
+                    + self.params.weight_unit
                     + store.unit;
                 let slack = slack * (1.0 + slack) * size + flushed * 2.0 + store.tiny;
                 let inside = lowest - slack <= got && got <= highest + slack;
@@ -414,7 +434,8 @@ impl Checker<'_> {
             }
             let of = |spread: f64, sink_dw: f64, left: f64, numerator: f64, denominator: f64| {
                 let weights = (spread + sink_dw * exact.abs()) / left;
-                let sums = weights + gamma(numerator) * self.scratch.weighted[d] / left + flushed;
+                let rounded = (1.0 + self.params.weight_unit) * (1.0 + gamma(numerator)) - 1.0;
+                let sums = weights + rounded * self.scratch.weighted[d] / left + flushed;
                 let relative = gamma(denominator) / (1.0 - gamma(denominator)) + U;
                 let divided = sums + relative * (exact.abs() + sums) + 2.0 * TINY;
                 (divided + store.unit * (exact.abs() + divided) + store.tiny) * (1.0 + 1e-9)
@@ -486,7 +507,8 @@ impl Checker<'_> {
         for (index, score) in row.scores.iter().enumerate().filter(|(_, score)| score.attended) {
             let (alibi, bias) = (score.alibi.abs() * LOG2_E, score.bias.abs() * LOG2_E);
             safe &= magnitude[index] + alibi + bias < SAFE;
-            let mut eps = per_magnitude.map(|e| magnitude[index] * e + 2.0 * head_dim * TINY);
+            let steps = 2.0 * (head_dim + 1.0) * params.step_flush * c.max(1.0);
+            let mut eps = per_magnitude.map(|e| magnitude[index] * e + steps);
             if let Some(cap) = row.softcap {
                 eps = eps.map(|eps| capped_error(score.raw, cap, eps, params.tanh_ulp));
             }

@@ -1,0 +1,358 @@
+//! The bf16 dot-product tier: opt-in, twice the multiply-adds per instruction, the accuracy of bf16.
+//!
+//! ```text
+//! q, k, v  rounded to bf16, to nearest even (exact if stored so), subnormals to zero
+//! D_j  = chain over pairs of dimensions, ascending, from +0:   dot(acc, q_2i q_2i+1, k_j,2i k_j,2i+1)
+//!                                                             an odd last dimension is paired with +0
+//! t_j  = D_j * RN(scale * log2 e)                             then cap, ALiBi, bias (crate::score)
+//! m, p_j, l                                                   as in the exact tier: f32, tiles of 256 keys
+//! p'_j = p_j rounded to bf16, for the next line only
+//! a_d  = chain over pairs of keys, ascending, from +0:        dot(acc, p'_2i p'_2i+1, v_2i,d v_2i+1,d)
+//!        a pair with one removed key takes +0 for that key's weight and value, a pair with two is no step
+//! splits of 1024 keys, their merge, sinks, out = a / l        as in the exact tier
+//! ```
+//!
+//! `dot` is the instruction `vdpbf16ps`: both products are exact and each addition rounds to nearest even; subnormals
+//! count as zero. Unlike in the exact tier the scale is not folded into `q`, which would round once more. As there, a
+//! row's bits depend on its query, its keys and the call's rules only: pairs are counted from the sequence's (or the
+//! cache's) first key, and what is removed is removed row by row. The bits are those of CPUs with the instruction and
+//! have no model in software.
+//!
+//! # Accuracy
+//!
+//! Against attention over the rounded operands: each weight is off by 2^-8 (half the spacing of bf16) of itself, in the
+//! numerator only, so an output is off by at most 2^-8 `sum_j p_j |v_jd|` (`p` normalised), and by what f32 sums cost
+//! the exact tier. Rounding the operands, where they are not stored as bf16, comes on top: it moves a logit by up to
+//! 2^-7 `scale sum_d |q_d k_jd|`. LSE and scores are f32, of the rounded operands.
+//!
+//! # Layout
+//!
+//! ```text
+//! queries  [row][head_dim / 2][2]            keys    [kv / 64][head_dim / 2][64][2]     dimensions rounded up to pairs
+//! weights  [row][tile / 2][2]                values  [kv / 2][v_dim, rounded up to 16][2]
+//! ```
+//!
+//! Keys and values are converted once per head and worker when several blocks share them, tile by tile when not:
+//! 4 bytes read (f32), 2 written, per element. A pair is one 32-bit lane, so a panel is transposed as in the exact tier.
+#![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
+
+use super::block::{Block, BlockRow};
+use super::call::Call;
+use super::sequence::Sequence;
+use super::tier::{Accumulators, Runs, Tier};
+use super::workspace::Operands;
+use crate::element::Element;
+use crate::inputs::Keys;
+use crate::isa::Bf16Dot;
+use crate::kernel::product::Dot;
+use crate::kernel::score::{KeyRows, ScoreRows, score_panels};
+use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
+use crate::kernel::{load_padded, rows_const};
+use crate::mask::TILE;
+use crate::panels::PANEL;
+use crate::view::with_any_view;
+use half::bf16;
+use std::ops::Range;
+
+/// Two halves of a 32-bit lane.
+pub(crate) type Pair = [bf16; 2];
+
+/// Lanes of a vector: pairs, or sums.
+const LANES: usize = 16;
+
+pub(crate) struct Bf16DotTier;
+
+/// Where a block's keys and values come from.
+pub(crate) struct Source<'a, T> {
+    /// Pairs of dimensions.
+    dims: usize,
+    /// Pairs between two rows of values.
+    v_stride: usize,
+    /// RN(scale * log2 e).
+    factor: f32,
+    head_dim: usize,
+    v_dim: usize,
+    keys: Stored<'a, T>,
+    values: KeyRows<'a, T>,
+    /// Whether all lies in scratch at its own place, and not just a tile.
+    whole: bool,
+}
+
+/// Keys as they are stored.
+#[derive(Clone, Copy)]
+enum Stored<'a, T> {
+    Panels(&'a [T]),
+    Rows(KeyRows<'a, T>),
+}
+
+/// Pairs of dimensions.
+pub(crate) fn pairs(head_dim: usize) -> usize {
+    head_dim.div_ceil(2)
+}
+
+impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
+    type Source<'a, T: Element> = Source<'a, T>;
+
+    #[inline(always)]
+    fn pack_query<T: Element>(
+        isa: I,
+        call: &Call<'_, T>,
+        sequence: &Sequence,
+        row: &BlockRow,
+        index: usize,
+        operands: &mut Operands,
+    ) {
+        let head_dim = call.problem.head_dim;
+        let dims = pairs(head_dim);
+        let packed = &mut operands.pairs.queries[index * dims..][..dims];
+        with_any_view!(call.q, q => {
+            let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+            narrow_row(isa, &query[..head_dim], packed);
+        });
+    }
+
+    #[inline(always)]
+    fn open<'a, T: Element>(
+        isa: I,
+        call: &'a Call<'a, T>,
+        block: &Block,
+        operands: &mut Operands,
+        keys: &Range<usize>,
+    ) -> Source<'a, T> {
+        let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
+        let values = KeyRows {
+            data: call.v.from(batch, block.kv_head, k_first),
+            stride: call.v.strides()[2],
+            len: kv_len,
+        };
+        let stored = match call.keys {
+            Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
+            Keys::Rows(view) => {
+                let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
+                Stored::Rows(KeyRows { data, stride, len: kv_len })
+            }
+        };
+        let head_dim = call.problem.head_dim;
+        let source = Source {
+            dims: pairs(head_dim),
+            v_stride: operands.v_stride,
+            factor: call.rules.factor,
+            head_dim,
+            v_dim: call.problem.v_dim,
+            keys: stored,
+            values,
+            whole: block.shares_keys,
+        };
+        if block.shares_keys {
+            for missing in operands.missing_panels([index, block.kv_head], keys) {
+                source.pack(isa, operands, missing.clone(), missing.start);
+            }
+        }
+        source
+    }
+
+    #[inline(always)]
+    fn enter_tile<T: Element>(isa: I, source: &Source<'_, T>, operands: &mut Operands, tile: &Range<usize>) {
+        if !source.whole {
+            source.pack(isa, operands, tile.start / PANEL..tile.end.div_ceil(PANEL), 0);
+        }
+    }
+
+    #[inline(always)]
+    fn score_group<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &Operands,
+        group: Range<usize>,
+        tile: &Range<usize>,
+        columns: &Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let dims = source.dims;
+        let q = &operands.pairs.queries[group.start * dims..];
+        let panels = &operands.pairs.keys[source.first(tile) * dims..];
+        let (rows, run) = (group.len(), columns.clone());
+        let out = ScoreRows { out: scores, stride: TILE, scale: source.factor };
+        rows_const!(rows, MR => score_panels::<I, Dot, MR>(isa, q, dims, panels, run, out));
+    }
+
+    #[inline(always)]
+    fn accumulate_group<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &mut Operands,
+        tile: &Range<usize>,
+        runs: Runs,
+        weights: &[f32],
+        acc: Accumulators<'_>,
+    ) {
+        let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let stride = source.v_stride;
+        let first = source.first(tile) / 2;
+        let (values, rounded) = (&operands.pairs.values, &mut operands.pairs.weights);
+        for row in 0..rows {
+            narrow_weights(
+                isa,
+                &weights[row * TILE..][runs.columns.clone()],
+                &mut rounded[row * TILE / 2 + runs.columns.start / 2..],
+            );
+        }
+        for (run, guard) in pair_runs(runs.runs) {
+            if run.is_empty() {
+                continue;
+            }
+            let weights = &rounded[run.start..];
+            // All that the accumulators have room for: rows of values are padded likewise.
+            let values = ValueRows { data: &values[(first + run.start) * stride..], stride, v_dim: stride };
+            let weighted = WeightedRows { weights, weights_stride: TILE / 2, acc: &mut *acc, acc_stride };
+            if guard {
+                rows_const!(rows, MR => accumulate::<I, Dot, MR, true>(isa, values, run.len(), usize::MAX, weighted));
+            } else {
+                rows_const!(rows, MR => accumulate::<I, Dot, MR, false>(isa, values, run.len(), usize::MAX, weighted));
+            }
+        }
+    }
+}
+
+/// Runs of columns as runs of pairs: one that reaches over the edge of the run without removed keys is guarded.
+#[inline(always)]
+fn pair_runs(runs: [(Range<usize>, bool); 3]) -> [(Range<usize>, bool); 3] {
+    let [(before, _), (inner, _), (after, _)] = runs;
+    let (start, end) = (before.start / 2, before.end.max(after.end).div_ceil(2));
+    let (first, last) = (inner.start.div_ceil(2), inner.end / 2);
+    if first >= last {
+        return [(start..end, true), (0..0, false), (0..0, true)];
+    }
+    [(start..first, true), (first..last, false), (last..end, true)]
+}
+
+impl<T: Element> Source<'_, T> {
+    /// Where a tile's keys start in scratch.
+    #[inline(always)]
+    fn first(&self, tile: &Range<usize>) -> usize {
+        if self.whole { tile.start } else { 0 }
+    }
+
+    /// Lays out the keys and values of some panels, the first as scratch's panel `at`.
+    #[inline(always)]
+    fn pack<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panels: Range<usize>, at: usize) {
+        let (panel_size, values_size) = (PANEL * self.dims, PANEL / 2 * self.v_stride);
+        let keys = operands.pairs.keys[at * panel_size..].chunks_exact_mut(panel_size);
+        for (panel, out) in panels.clone().zip(keys) {
+            match self.keys {
+                Stored::Panels(stored) => {
+                    let size = PANEL * self.head_dim;
+                    pair_panel(isa, &stored[panel * size..][..size], out);
+                }
+                Stored::Rows(rows) => pair_keys(isa, rows, self.head_dim, panel, out),
+            }
+        }
+        if self.v_dim > 0 {
+            let values = operands.pairs.values[at * values_size..].chunks_exact_mut(values_size);
+            for (panel, out) in panels.zip(values) {
+                pair_values(isa, self.values, self.v_dim, panel * PANEL, out, self.v_stride);
+            }
+        }
+    }
+}
+
+/// A row rounded, `out.len()` pairs; a missing last half is +0.
+#[inline(always)]
+fn narrow_row<I: Bf16Dot, T: Element>(isa: I, row: &[T], out: &mut [Pair]) {
+    for (index, out) in out.chunks_mut(LANES).enumerate() {
+        let pairs = load_pairs_of(isa, row, index * LANES);
+        if out.len() == LANES {
+            isa.store_pairs(pairs, out);
+        } else {
+            let mut padded = [[bf16::ZERO; 2]; LANES];
+            isa.store_pairs(pairs, &mut padded);
+            out.copy_from_slice(&padded[..out.len()]);
+        }
+    }
+}
+
+/// The pairs of a row from pair `at` on, rounded; +0 past its end.
+#[inline(always)]
+fn load_pairs_of<I: Bf16Dot, T: Element>(isa: I, row: &[T], at: usize) -> I::Pairs {
+    isa.narrow(load_padded(isa, row, 2 * at), load_padded(isa, row, 2 * at + LANES))
+}
+
+/// A row's weights, rounded.
+#[inline(always)]
+fn narrow_weights<I: Bf16Dot>(isa: I, weights: &[f32], out: &mut [Pair]) {
+    let (whole, rest) = weights.as_chunks::<{ 2 * LANES }>();
+    let (full, tail) = out.split_at_mut(whole.len() * LANES);
+    for (weights, out) in whole.iter().zip(full.as_chunks_mut::<LANES>().0) {
+        isa.store_pairs(isa.narrow(isa.load(weights), isa.load(&weights[LANES..])), out);
+    }
+    if !rest.is_empty() {
+        let mut padded = [[bf16::ZERO; 2]; LANES];
+        isa.store_pairs(isa.narrow(isa.load(rest), isa.splat(0.0)), &mut padded);
+        tail[..LANES / 2].copy_from_slice(&padded[..LANES / 2]);
+    }
+}
+
+/// The keys of a panel, from rows; keys that do not exist become zero.
+#[inline(always)]
+fn pair_keys<I: Bf16Dot, T: Element>(
+    isa: I,
+    keys: KeyRows<'_, T>,
+    head_dim: usize,
+    panel: usize,
+    out: &mut [Pair],
+) {
+    for column in (0..PANEL).step_by(LANES) {
+        let first = panel * PANEL + column;
+        let count = keys.len.saturating_sub(first).min(LANES);
+        for (index, out) in out.chunks_mut(LANES * PANEL).enumerate() {
+            let mut square = [isa.splat_pair([bf16::ZERO; 2]); LANES];
+            for i in 0..count {
+                let row = &keys.data[(first + i) * keys.stride..][..head_dim];
+                square[i] = load_pairs_of(isa, row, index * LANES);
+            }
+            isa.transpose_pairs(&mut square);
+            for (dim, &keys) in out.chunks_exact_mut(PANEL).zip(&square) {
+                isa.store_pairs(keys, &mut dim[column..]);
+            }
+        }
+    }
+}
+
+/// The keys of a panel, from a panel of single dimensions.
+#[inline(always)]
+fn pair_panel<I: Bf16Dot, T: Element>(isa: I, stored: &[T], out: &mut [Pair]) {
+    for (dims, out) in stored.chunks(2 * PANEL).zip(out.chunks_exact_mut(PANEL)) {
+        let (even, odd) = dims.split_at(PANEL);
+        for column in (0..PANEL).step_by(LANES) {
+            let even = T::load(isa, &even[column..]);
+            let odd = if odd.is_empty() { isa.splat(0.0) } else { T::load(isa, &odd[column..]) };
+            isa.store_pairs(isa.narrow_zip(even, odd), &mut out[column..]);
+        }
+    }
+}
+
+/// The values of a panel's keys from key `first` on, rows of `stride` pairs; what does not exist is zero.
+#[inline(always)]
+fn pair_values<I: Bf16Dot, T: Element>(
+    isa: I,
+    values: KeyRows<'_, T>,
+    v_dim: usize,
+    first: usize,
+    out: &mut [Pair],
+    stride: usize,
+) {
+    for (index, out) in out.chunks_exact_mut(stride).enumerate() {
+        let even = value_row(values, v_dim, first + 2 * index);
+        let odd = value_row(values, v_dim, first + 2 * index + 1);
+        for (d, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let (even, odd) = (load_padded(isa, even, d * LANES), load_padded(isa, odd, d * LANES));
+            isa.store_pairs(isa.narrow_zip(even, odd), out);
+        }
+    }
+}
+
+/// One key's values; empty if there is no such key.
+#[inline(always)]
+fn value_row<T>(values: KeyRows<'_, T>, v_dim: usize, key: usize) -> &[T] {
+    if key < values.len { &values.data[key * values.stride..][..v_dim] } else { &[] }
+}

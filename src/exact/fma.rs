@@ -1,0 +1,192 @@
+//! The exact tier: operands in f32 (or widened on the way into registers), one multiply-add per step.
+
+use super::block::{Block, BlockRow};
+use super::call::Call;
+use super::sequence::Sequence;
+use super::tier::{Accumulators, Runs, Tier};
+use super::workspace::Operands;
+use crate::element::{DType, Element};
+use crate::inputs::Keys;
+use crate::isa::Isa;
+use crate::kernel::pack::{pack_panels, pack_query, widen};
+use crate::kernel::product::Fma;
+use crate::kernel::rows_const;
+use crate::kernel::score::{KeyRows, ScoreRows, score_panels, score_rows};
+use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
+use crate::mask::TILE;
+use crate::panels::PANEL;
+use crate::tile::{FUSED_ROWS, STREAMED_KEYS};
+use crate::view::with_any_view;
+use std::ops::Range;
+
+pub(crate) struct FmaTier;
+
+/// Where a block's keys and values come from.
+pub(crate) struct Source<'a, T> {
+    head_dim: usize,
+    keys: KeySource<'a, T>,
+    /// From key 0 on.
+    values: ValueRows<'a, T>,
+    /// Values to visit at a time.
+    step: usize,
+}
+
+/// Where a block's keys come from.
+enum KeySource<'a, T> {
+    /// Panels as they are stored.
+    Panels(&'a [T]),
+    /// Panels packed into scratch, at their own place.
+    Packed,
+    /// Rows, packed into scratch tile by tile.
+    PackedTile(KeyRows<'a, T>),
+    /// Rows, transposed in registers.
+    Rows(KeyRows<'a, T>),
+}
+
+impl<I: Isa> Tier<I> for FmaTier {
+    type Source<'a, T: Element> = Source<'a, T>;
+
+    #[inline(always)]
+    fn pack_query<T: Element>(
+        isa: I,
+        call: &Call<'_, T>,
+        sequence: &Sequence,
+        row: &BlockRow,
+        index: usize,
+        operands: &mut Operands,
+    ) {
+        let head_dim = call.problem.head_dim;
+        let packed = &mut operands.queries[index * head_dim..][..head_dim];
+        with_any_view!(call.q, q => {
+            let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+            pack_query(isa, &query[..head_dim], call.rules.factor, packed);
+        });
+    }
+
+    #[inline(always)]
+    fn open<'a, T: Element>(
+        isa: I,
+        call: &'a Call<'a, T>,
+        block: &Block,
+        operands: &mut Operands,
+        keys: &Range<usize>,
+    ) -> Source<'a, T> {
+        let Sequence { batch, k_first, .. } = block.sequence;
+        let values = ValueRows {
+            data: call.v.from(batch, block.kv_head, k_first),
+            stride: call.v.strides()[2],
+            v_dim: call.problem.v_dim,
+        };
+        let head_dim = call.problem.head_dim;
+        let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
+        Source { head_dim, keys: key_source(isa, call, block, operands, keys), values, step }
+    }
+
+    #[inline(always)]
+    fn enter_tile<T: Element>(isa: I, source: &Source<'_, T>, operands: &mut Operands, tile: &Range<usize>) {
+        if let KeySource::PackedTile(rows) = source.keys {
+            let panels = tile.start / PANEL..tile.end.div_ceil(PANEL);
+            let out = &mut operands.panels[..panels.len() * PANEL * source.head_dim];
+            pack_panels(isa, rows, source.head_dim, panels, out);
+        }
+    }
+
+    #[inline(always)]
+    fn score_group<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &Operands,
+        group: Range<usize>,
+        tile: &Range<usize>,
+        columns: &Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let head_dim = source.head_dim;
+        let q = &operands.queries[group.start * head_dim..];
+        let out = ScoreRows { out: scores, stride: TILE, scale: () };
+        let (rows, columns) = (group.len(), columns.clone());
+        let first = tile.start * head_dim;
+        match source.keys {
+            KeySource::Panels(panels) => {
+                let panels = &panels[first..];
+                rows_const!(rows, MR => score_panels::<I, Fma<T>, MR>(isa, q, head_dim, panels, columns, out));
+            }
+            KeySource::Packed | KeySource::PackedTile(_) => {
+                let first = if matches!(source.keys, KeySource::Packed) { first } else { 0 };
+                let panels = &operands.panels[first..];
+                rows_const!(rows, MR => score_panels::<I, Fma<f32>, MR>(isa, q, head_dim, panels, columns, out));
+            }
+            KeySource::Rows(keys) => {
+                rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, keys, tile.start, columns, out));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate_group<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        _operands: &mut Operands,
+        tile: &Range<usize>,
+        runs: Runs,
+        weights: &[f32],
+        acc: Accumulators<'_>,
+    ) {
+        let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let step = source.step;
+        for (run, guard) in runs.runs {
+            if run.is_empty() {
+                continue;
+            }
+            let weights = &weights[run.start..];
+            let data = &source.values.data[(tile.start + run.start) * source.values.stride..];
+            let values = ValueRows { data, ..source.values };
+            let weighted = WeightedRows { weights, weights_stride: TILE, acc: &mut *acc, acc_stride };
+            if guard {
+                rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, true>(isa, values, run.len(), step, weighted));
+            } else {
+                rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, false>(isa, values, run.len(), step, weighted));
+            }
+        }
+    }
+}
+
+/// Chooses where keys come from, and packs them if the head's blocks share them.
+#[inline(always)]
+fn key_source<'a, I: Isa, T: Element>(
+    isa: I,
+    call: &'a Call<'a, T>,
+    block: &Block,
+    operands: &mut Operands,
+    keys: &Range<usize>,
+) -> KeySource<'a, T> {
+    let Sequence { batch, k_first, kv_len, .. } = block.sequence;
+    let head_dim = call.problem.head_dim;
+    let panel_size = PANEL * head_dim;
+    let source = match call.keys {
+        Keys::Panels(panels) => KeySource::Panels(panels.head(batch, block.kv_head)),
+        Keys::Rows(view) => {
+            let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
+            KeySource::Rows(KeyRows { data, stride, len: kv_len })
+        }
+    };
+    if !block.shares_keys {
+        return match source {
+            KeySource::Rows(rows) if block.rows.len() > FUSED_ROWS => KeySource::PackedTile(rows),
+            source => source,
+        };
+    }
+    if T::DTYPE == DType::F32 && matches!(source, KeySource::Panels(_)) {
+        return source;
+    }
+    for missing in operands.missing_panels([block.sequence.index, block.kv_head], keys) {
+        let range = missing.start * panel_size..(missing.end * panel_size).max(missing.start * panel_size);
+        let out = &mut operands.panels[range.clone()];
+        match source {
+            KeySource::Panels(panels) => widen(isa, &panels[range], out),
+            KeySource::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
+            KeySource::Packed | KeySource::PackedTile(_) => {}
+        }
+    }
+    KeySource::Packed
+}

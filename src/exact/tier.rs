@@ -1,0 +1,134 @@
+//! What the two tiers differ in: how operands are laid out, and what a step of a sum is. The loop that uses it is
+//! [`super::block`]'s, for both.
+//!
+//! | tier | file | a step of a chain | order of operations |
+//! |---|---|---|---|
+//! | exact | `fma.rs` | one multiply-add in f32 | version 1, see [`super`] |
+//! | bf16 dot | `bf16_dot.rs` | two products of bf16, added to an f32 | its own, written there |
+
+use super::bf16_dot::Bf16DotTier;
+use super::block::{Block, BlockRow};
+use super::call::Call;
+use super::fma::FmaTier;
+use super::sequence::Sequence;
+use super::workspace::Operands;
+use crate::element::Element;
+use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
+use std::ops::Range;
+
+/// A tier on an instruction set. All of it is `#[inline(always)]`.
+pub(crate) trait Tier<I: Isa> {
+    /// A block's keys and values, and all that is needed to use them.
+    type Source<'a, T: Element>;
+
+    /// Lays out a row's query as the block's row `index`.
+    fn pack_query<T: Element>(
+        isa: I,
+        call: &Call<'_, T>,
+        sequence: &Sequence,
+        row: &BlockRow,
+        index: usize,
+        operands: &mut Operands,
+    );
+
+    /// Chooses where keys and values come from; lays them out if the head's blocks share them.
+    fn open<'a, T: Element>(
+        isa: I,
+        call: &'a Call<'a, T>,
+        block: &Block,
+        operands: &mut Operands,
+        keys: &Range<usize>,
+    ) -> Self::Source<'a, T>;
+
+    /// Lays out a tile's keys and values, if that is to be done tile by tile.
+    fn enter_tile<T: Element>(
+        isa: I,
+        source: &Self::Source<'_, T>,
+        operands: &mut Operands,
+        tile: &Range<usize>,
+    );
+
+    /// Scaled dot products of the block's rows `group` (at most [`MAX_ROWS`](crate::kernel::MAX_ROWS)) with a tile's
+    /// `columns`, a multiple of 16 at both ends; rows of `scores` are [`TILE`](crate::mask::TILE) apart.
+    fn score_group<T: Element>(
+        isa: I,
+        source: &Self::Source<'_, T>,
+        operands: &Operands,
+        group: Range<usize>,
+        tile: &Range<usize>,
+        columns: &Range<usize>,
+        scores: &mut [f32],
+    );
+
+    /// Adds a tile's values, times weights laid out like scores, to the accumulators of a group.
+    fn accumulate_group<T: Element>(
+        isa: I,
+        source: &Self::Source<'_, T>,
+        operands: &mut Operands,
+        tile: &Range<usize>,
+        runs: Runs,
+        weights: &[f32],
+        acc: Accumulators<'_>,
+    );
+}
+
+/// Which columns of a tile to add up.
+pub(crate) struct Runs {
+    /// Runs of columns, ascending, and whether some row's weights there may be marked as removed.
+    pub(crate) runs: [(Range<usize>, bool); 3],
+    /// They lie in here; a multiple of 16 at both ends.
+    pub(crate) columns: Range<usize>,
+}
+
+/// Output rows of a group.
+pub(crate) struct Accumulators<'a> {
+    pub(crate) rows: usize,
+    pub(crate) acc: &'a mut [f32],
+    /// Elements between rows.
+    pub(crate) stride: usize,
+}
+
+/// The tier and level a plan chose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Engine {
+    Exact(Level),
+    Bf16Dot(Bf16Level),
+}
+
+/// A computation written once for all tiers and instruction sets; `run` must be `#[inline(always)]`.
+pub(crate) trait TierKernel {
+    fn run<I: Isa, E: Tier<I>>(self, isa: I);
+}
+
+impl Engine {
+    /// Runs `kernel` compiled for the tier and level.
+    #[inline]
+    pub(crate) fn dispatch<K: TierKernel>(self, kernel: K) {
+        match self {
+            Engine::Exact(level) => level.dispatch(OnFma(kernel)),
+            Engine::Bf16Dot(level) => level.dispatch(OnBf16Dot(kernel)),
+        }
+    }
+}
+
+struct OnFma<K>(K);
+
+impl<K: TierKernel> Kernel for OnFma<K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.0.run::<I, FmaTier>(isa);
+    }
+}
+
+struct OnBf16Dot<K>(K);
+
+impl<K: TierKernel> Bf16Kernel for OnBf16Dot<K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Bf16Dot>(self, isa: I) {
+        self.0.run::<I, Bf16DotTier>(isa);
+    }
+}

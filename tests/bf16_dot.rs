@@ -1,0 +1,450 @@
+//! The bf16 dot-product tier: against the reference on rounded operands, with the bound of `common::bound` extended by
+//! the rounding of weights; removed keys; the same bits on any number of threads and in any company.
+//!
+//! On a CPU without the instruction these tests say so and pass; `unavailable` runs everywhere.
+
+mod common;
+
+use common::bound::{Bound, check};
+use half::{bf16, f16};
+use lucid_attention::{
+    AttentionError, Element, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
+    QueryStart, ScoreStage, Scores, Span, View, ViewMut, reference,
+};
+
+/// False, loudly, where there is nothing to test.
+fn available() -> bool {
+    let available = Level::Avx512.is_available() && Level::Avx512.has_bf16_dot();
+    if !available {
+        eprintln!("SKIPPED: this CPU has no bf16 dot products (AVX512-BF16)");
+    }
+    available
+}
+
+const OPTIONS: PlanOptions = PlanOptions { level: Some(Level::Avx512), max_threads: Some(1), bf16_dot: true };
+
+/// Weights rounded to bf16, two roundings per pair, subnormals flushed.
+const BOUND: Bound = Bound {
+    weight_unit: 1.0 / 256.0,
+    step_flush: f32::MIN_POSITIVE as f64,
+    // An odd dimension or key takes part in one rounding more.
+    fused: false,
+    exp2_ulp: 1.5,
+    tanh_ulp: 4.0,
+    log_ulp: 2.0,
+    tile: 256,
+    split: 1024,
+};
+
+/// Numbers in -1.7..1.7 that are not bf16.
+fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| T::from_f32(next() * 1.7)).collect()
+}
+
+fn rounded<T: Element>(values: &[T]) -> Vec<T> {
+    values.iter().map(|x| T::from_f32(bf16::from_f32(x.to_f32()).to_f32())).collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rule {
+    Full,
+    Causal,
+    Window,
+    Allowed,
+    KvLens,
+    Intervals,
+    Shaped,
+}
+
+const RULES: [Rule; 7] =
+    [Rule::Full, Rule::Causal, Rule::Window, Rule::Allowed, Rule::KvLens, Rule::Intervals, Rule::Shaped];
+
+/// `[batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_dim]`
+type Shape = [usize; 7];
+
+#[derive(Clone)]
+struct Case<Q, T> {
+    shape: Shape,
+    rule: Rule,
+    q: Vec<Q>,
+    k: Vec<T>,
+    v: Vec<T>,
+    allowed: Vec<bool>,
+    kv_lens: Vec<usize>,
+    offsets: Vec<usize>,
+    spans: Vec<Span>,
+    bias: Vec<f32>,
+    slopes: Vec<f32>,
+    sinks: Vec<f32>,
+}
+
+impl<Q: Element, T: Element> Case<Q, T> {
+    fn new(shape: Shape, rule: Rule) -> Self {
+        let [batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_dim] = shape;
+        let seed = shape.iter().fold(rule as u64, |seed, &n| seed * 31 + n as u64);
+        let (mut offsets, mut spans) = (vec![0], vec![]);
+        for row in 0..q_len {
+            let third = kv_len / 3;
+            if row % 5 != 4 {
+                spans.push(Span { start: row % 7 % (third + 1), end: third });
+                spans.push(Span { start: third + row % 3, end: (third + 2 * row + 3).min(kv_len) });
+            }
+            spans.retain(|span| span.start < span.end);
+            offsets.push(spans.len());
+        }
+        let bias: Vec<f32> = numbers(q_len * kv_len, seed + 4);
+        Self {
+            shape,
+            rule,
+            q: numbers(batch * q_heads * q_len * head_dim, seed + 1),
+            k: numbers(batch * kv_heads * kv_len * head_dim, seed + 2),
+            v: numbers(batch * kv_heads * kv_len * v_dim, seed + 3),
+            allowed: bias.iter().enumerate().map(|(i, &x)| x > 0.3 && i / kv_len.max(1) % 6 != 3).collect(),
+            kv_lens: (0..batch).map(|b| kv_len.saturating_sub(3 * b + 2)).collect(),
+            offsets,
+            spans,
+            bias: bias.into_iter().map(|x| if x > 1.5 { f32::NEG_INFINITY } else { x }).collect(),
+            slopes: numbers(q_heads, seed + 5),
+            sinks: numbers(q_heads, seed + 6),
+        }
+    }
+
+    fn rounded(&self) -> Self {
+        Self { q: rounded(&self.q), k: rounded(&self.k), v: rounded(&self.v), ..self.clone() }
+    }
+
+    fn views(&self) -> (View<'_, Q>, View<'_, T>, View<'_, T>) {
+        let [batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_dim] = self.shape;
+        (
+            View::new(&self.q, [batch, q_heads, q_len, head_dim]).unwrap(),
+            View::new(&self.k, [batch, kv_heads, kv_len, head_dim]).unwrap(),
+            View::new(&self.v, [batch, kv_heads, kv_len, v_dim]).unwrap(),
+        )
+    }
+
+    fn mask(&self) -> Mask<'_> {
+        let [_, _, _, q_len, kv_len, ..] = self.shape;
+        match self.rule {
+            Rule::Full => Mask::default(),
+            Rule::Causal | Rule::Shaped => Mask::causal(),
+            Rule::Window => Mask::default().window(Some(9), Some(4)),
+            Rule::Allowed => {
+                Mask::default().allowed(View::new(&self.allowed, [1, 1, q_len, kv_len]).unwrap())
+            }
+            Rule::KvLens => Mask::causal().kv_lens(&self.kv_lens),
+            Rule::Intervals => {
+                Mask::default().intervals(Intervals::new([1, 1, q_len], &self.offsets, &self.spans).unwrap())
+            }
+        }
+    }
+
+    fn shaped<'a>(&'a self, inputs: Inputs<'a, Q, T>) -> Inputs<'a, Q, T> {
+        let [_, _, _, q_len, kv_len, ..] = self.shape;
+        let inputs = inputs.mask(self.mask()).q_start(QueryStart::BottomRight);
+        if self.rule != Rule::Shaped {
+            return inputs;
+        }
+        let bias = View::new(&self.bias, [1, 1, q_len, kv_len]).unwrap();
+        inputs.scale(-0.3).softcap(2.5).alibi(&self.slopes).bias(bias).sinks(&self.sinks)
+    }
+
+    fn inputs(&self) -> Inputs<'_, Q, T> {
+        let (q, k, v) = self.views();
+        self.shaped(Inputs::new(q, k, v))
+    }
+}
+
+/// Output and LSE.
+fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, options: &PlanOptions) -> (Vec<Q>, Vec<f32>) {
+    let plan = Plan::with_options(&Problem::of(inputs), options).unwrap();
+    let shape = inputs.output_shape();
+    let rows = shape[0] * shape[1] * shape[2];
+    let (mut out, mut lse) = (vec![Q::default(); rows * shape[3]], vec![0.0; rows]);
+    let outputs = Outputs::new(ViewMut::new(&mut out, shape).unwrap()).lse(&mut lse);
+    plan.run(inputs, outputs, &mut plan.workspace().unwrap()).unwrap();
+    (out, lse)
+}
+
+fn bits<T: Element>(values: &[T]) -> Vec<u32> {
+    values.iter().map(|x| x.to_f32().to_bits()).collect()
+}
+
+#[track_caller]
+fn assert_same<Q: Element>(got: &(Vec<Q>, Vec<f32>), expected: &(Vec<Q>, Vec<f32>), what: &str) {
+    assert!(bits(&got.0) == bits(&expected.0), "{what}: out");
+    assert!(bits(&got.1) == bits(&expected.1), "{what}: lse");
+}
+
+const SHAPES: [Shape; 12] = [
+    [1, 1, 1, 1, 1, 1, 1],
+    [2, 4, 2, 9, 33, 7, 5],
+    [1, 3, 1, 70, 131, 17, 33],
+    [2, 2, 1, 40, 257, 64, 64],
+    [1, 1, 1, 100, 300, 33, 80],
+    [1, 4, 1, 1, 1030, 48, 20],
+    [1, 2, 2, 3, 2311, 64, 128],
+    [1, 1, 1, 37, 1291, 130, 16],
+    [1, 2, 1, 6, 64, 32, 130],
+    [3, 2, 2, 5, 95, 2, 3],
+    [1, 1, 1, 200, 200, 64, 64],
+    [1, 1, 1, 4, 5, 3, 0],
+];
+
+fn close<Q: Element, T: Element>() {
+    let mut worst: f64 = 0.0;
+    for shape in SHAPES {
+        for rule in RULES {
+            let case = Case::<Q, T>::new(shape, rule);
+            let got = run(&case.inputs(), &OPTIONS);
+            let case = case.rounded();
+            let inputs = case.inputs();
+            let out = View::new(&got.0, inputs.output_shape()).unwrap();
+            let checked = check(&inputs, &out, Some(&got.1), &BOUND)
+                .unwrap_or_else(|error| panic!("{shape:?}, {rule:?}: {error}"));
+            assert_eq!(checked.uncertified_rows, 0, "{shape:?}, {rule:?}: rows without a bound");
+            worst = worst.max(checked.worst);
+            assert_same(&run(&inputs, &OPTIONS), &got, &format!("{shape:?}, {rule:?}: rounded before"));
+        }
+    }
+    eprintln!("{} and {}: the worst error is {worst:.3} of its bound", Q::DTYPE, T::DTYPE);
+}
+
+#[test]
+fn close_to_the_reference() {
+    if available() {
+        close::<f32, f32>();
+        close::<bf16, bf16>();
+        close::<f16, f16>();
+        close::<f32, bf16>();
+        close::<bf16, f32>();
+    }
+}
+
+/// Also that the option binds: the exact tier's bits are others.
+#[test]
+fn panels_and_rows_agree() {
+    if !available() {
+        return;
+    }
+    fn agree<T: Element>() {
+        for shape in SHAPES {
+            for rule in [Rule::Full, Rule::Causal, Rule::Allowed] {
+                let case = Case::<f32, T>::new(shape, rule);
+                let (q, k, v) = case.views();
+                let panels = KeyPanels::from_rows(k, shape[4]).unwrap();
+                let from_rows = run(&case.inputs(), &OPTIONS);
+                let from_panels = run(&case.shaped(Inputs::new(q, &panels, v)), &OPTIONS);
+                assert_same(&from_panels, &from_rows, &format!("{} {shape:?} {rule:?}", T::DTYPE));
+                if shape[4] > 30 && shape[5] > 1 && shape[6] > 0 {
+                    let exact = run(&case.inputs(), &PlanOptions { bf16_dot: false, ..OPTIONS });
+                    assert!(exact.0 != from_rows.0, "{shape:?}, {rule:?}: the same as the exact tier");
+                }
+            }
+        }
+    }
+    agree::<f32>();
+    agree::<f16>();
+    agree::<bf16>();
+}
+
+/// Whatever lies at the keys that a row may not attend changes no bit of it: not even of the other half of a pair.
+#[test]
+fn removed_keys_do_not_show() {
+    if !available() {
+        return;
+    }
+    for shape in [[1, 2, 1, 40, 90, 15, 19], [2, 1, 1, 3, 75, 32, 64], [1, 1, 1, 50, 1100, 16, 16]] {
+        for rule in RULES {
+            let case = Case::<f32, f32>::new(shape, rule);
+            let expected = run(&case.inputs(), &OPTIONS);
+            let [_, q_heads, _, q_len, kv_len, head_dim, v_dim] = shape;
+            let group = q_heads / shape[2];
+            // The last row (of each batch entry and KV head) that attends something, and one of the first.
+            for target in [q_len / 3, q_len - 1] {
+                for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MAX, -1e-40] {
+                    let mut poisoned = case.clone();
+                    reference::for_each_row(&case.inputs(), |row| {
+                        let [b, h, query] = row.index;
+                        if query != target || h % group != 0 {
+                            return;
+                        }
+                        for key in 0..kv_len {
+                            let kept = row.scores.get(key).is_some_and(|score| score.attended);
+                            if !kept {
+                                let at = (b * shape[2] + h / group) * kv_len + key;
+                                poisoned.k[at * head_dim..][..head_dim].fill(poison);
+                                poisoned.v[at * v_dim..][..v_dim].fill(poison);
+                            }
+                        }
+                    })
+                    .unwrap();
+                    let got = run(&poisoned.inputs(), &OPTIONS);
+                    for head in 0..shape[0] * q_heads {
+                        let row = head * q_len + target;
+                        let same = bits(&got.0[row * v_dim..][..v_dim])
+                            == bits(&expected.0[row * v_dim..][..v_dim])
+                            && got.1[row].to_bits() == expected.1[row].to_bits();
+                        assert!(same, "{shape:?}, {rule:?}, row {target} of head {head}: {poison:e} shows");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// NaN and infinity in what is attended do show.
+#[test]
+fn attended_numbers_show() {
+    if !available() {
+        return;
+    }
+    let mut case = Case::<f32, f32>::new([1, 1, 1, 10, 10, 8, 8], Rule::Causal);
+    case.v[5 * 8 + 3] = f32::INFINITY;
+    case.k[7 * 8 + 1] = f32::NAN;
+    let (out, lse) = run(&case.inputs(), &OPTIONS);
+    for query in 0..10 {
+        for d in 0..8 {
+            let x = out[query * 8 + d];
+            if query >= 7 {
+                assert!(x.is_nan(), "row {query}: a key is NaN, got {x}");
+            } else if query >= 5 && d == 3 {
+                assert_eq!(x, f32::INFINITY, "row {query}: an infinite value");
+            } else {
+                assert!(x.is_finite(), "row {query}, {d}: got {x}");
+            }
+        }
+        assert_eq!(lse[query].is_nan(), query >= 7, "row {query}: lse");
+    }
+}
+
+/// D1 and D2.
+#[cfg(feature = "rayon")]
+#[test]
+fn any_number_of_threads() {
+    if !available() {
+        return;
+    }
+    for shape in [[2, 4, 2, 150, 300, 64, 48], [1, 2, 1, 1, 9000, 64, 64], [1, 1, 1, 4, 12_345, 32, 32]] {
+        for rule in [Rule::Full, Rule::Causal, Rule::Allowed, Rule::KvLens] {
+            let case = Case::<f32, bf16>::new(shape, rule);
+            let alone = run(&case.inputs(), &OPTIONS);
+            for threads in 1..=3 {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                for max_threads in [Some(2), None] {
+                    let options = PlanOptions { max_threads, ..OPTIONS };
+                    let got = pool.install(|| run(&case.inputs(), &options));
+                    assert_same(&got, &alone, &format!("{shape:?}, {rule:?}, {threads} threads"));
+                }
+            }
+        }
+    }
+}
+
+/// D3, and D4: a row alone is the row in its block.
+#[test]
+fn any_company() {
+    if !available() {
+        return;
+    }
+    for shape in [[3, 4, 2, 75, 290, 36, 20], [2, 1, 1, 45, 1500, 64, 64]] {
+        for rule in [Rule::Full, Rule::Causal, Rule::Shaped] {
+            let case = Case::<f16, f16>::new(shape, rule);
+            let (q, k, v) = case.views();
+            let [batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_dim] = shape;
+            let together = run(&case.inputs(), &OPTIONS);
+            for b in 0..batch {
+                let q = &q.data()[b * q_heads * q_len * head_dim..][..q_heads * q_len * head_dim];
+                let k = &k.data()[b * kv_heads * kv_len * head_dim..][..kv_heads * kv_len * head_dim];
+                let v = &v.data()[b * kv_heads * kv_len * v_dim..][..kv_heads * kv_len * v_dim];
+                let k = View::new(k, [1, kv_heads, kv_len, head_dim]).unwrap();
+                let v = View::new(v, [1, kv_heads, kv_len, v_dim]).unwrap();
+                let own = q_heads * q_len;
+                let expected = (
+                    together.0[b * own * v_dim..][..own * v_dim].to_vec(),
+                    together.1[b * own..][..own].to_vec(),
+                );
+                let q = View::new(q, [1, q_heads, q_len, head_dim]).unwrap();
+                let got = run(&case.shaped(Inputs::new(q, k, v)), &OPTIONS);
+                assert_same(&got, &expected, &format!("{shape:?}, {rule:?}, batch {b} alone"));
+                if rule == Rule::Shaped {
+                    continue;
+                }
+                for query in [0, 1, q_len / 2, q_len - 1] {
+                    let strides = q.strides();
+                    let one =
+                        View::with_strides(&q.data()[query * head_dim..], [1, q_heads, 1, head_dim], strides)
+                            .unwrap();
+                    let start = (kv_len - q_len + query) as i64;
+                    let inputs = Inputs::new(one, k, v).mask(case.mask()).q_start(QueryStart::At(start));
+                    let got = run(&inputs, &OPTIONS);
+                    for h in 0..q_heads {
+                        let row = h * q_len + query;
+                        let same = bits(&got.0[h * v_dim..][..v_dim])
+                            == bits(&expected.0[row * v_dim..][..v_dim])
+                            && got.1[h].to_bits() == expected.1[row].to_bits();
+                        assert!(same, "{shape:?}, {rule:?}: row {query} of head {h} alone");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scores are those of the tier's own dot products.
+#[test]
+fn scores() {
+    if !available() {
+        return;
+    }
+    let case = Case::<f32, f32>::new([1, 2, 1, 20, 300, 31, 16], Rule::Shaped).rounded();
+    let inputs = case.inputs();
+    let plain = run(&inputs, &OPTIONS);
+    for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Softmax] {
+        let plan = Plan::with_options(&Problem::of(&inputs), &OPTIONS).unwrap();
+        let shape = inputs.output_shape();
+        let mut out = vec![0.0f32; plain.0.len()];
+        let mut scores = vec![0.0f32; 2 * 20 * 300];
+        let outputs = Outputs::new(ViewMut::new(&mut out, shape).unwrap())
+            .scores(Scores::new(stage, ViewMut::new(&mut scores, [1, 2, 20, 300]).unwrap()));
+        plan.run(&inputs, outputs, &mut plan.workspace().unwrap()).unwrap();
+        assert!(bits(&out) == bits(&plain.0), "{stage:?}: asking for scores changes the output");
+        let expected = reference::scores(&inputs, stage).unwrap();
+        for (at, (&got, &expected)) in scores.iter().zip(&expected).enumerate() {
+            let close = f64::from(got) == expected || (f64::from(got) - expected).abs() < 1e-4;
+            assert!(close, "{stage:?}[{at}]: got {got:e}, expected {expected:e}");
+        }
+    }
+}
+
+/// Asking for it where it does not exist is an error, and a workspace of the other tier is refused.
+#[test]
+fn unavailable() {
+    let problem = Problem::new(1, 8, 4, 4);
+    for level in Level::available().filter(|level| !level.has_bf16_dot()) {
+        let options = PlanOptions { level: Some(level), bf16_dot: true, ..PlanOptions::default() };
+        let error = Plan::with_options(&problem, &options).unwrap_err();
+        assert_eq!(error, AttentionError::Bf16DotUnavailable { level: level.name() }, "{level}");
+    }
+    if !available() {
+        return;
+    }
+    let plan = Plan::with_options(&problem, &OPTIONS).unwrap();
+    assert!(plan.bf16_dot(), "the plan says so");
+    let exact = Plan::with_options(&problem, &PlanOptions { bf16_dot: false, ..OPTIONS }).unwrap();
+    let (x, mut out) = (vec![0.5f32; 32], vec![0.0f32; 32]);
+    let view = View::new(&x, [1, 1, 4, 8]).unwrap();
+    let inputs = Inputs::new(view, view, view);
+    let explanation = plan.explain(&inputs).unwrap();
+    assert!(explanation.bf16_dot, "the explanation says so");
+    assert!(explanation.to_string().starts_with("bf16 dot-product attention"), "{explanation}");
+    let outputs = Outputs::new(ViewMut::new(&mut out, [1, 1, 4, 8]).unwrap());
+    let error = plan.run(&inputs, outputs, &mut exact.workspace().unwrap()).unwrap_err();
+    assert!(matches!(error, AttentionError::Workspace { .. }), "{error}");
+}
