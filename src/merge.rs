@@ -98,8 +98,7 @@ impl<Q: Element> Kernel for Merge<'_, '_, Q> {
 #[inline(always)]
 fn weights<I: Isa>(isa: I, own: f32, other: f32) -> (f32, f32, f32) {
     if own == f32::NEG_INFINITY && other == f32::NEG_INFINITY {
-        // Both rows are 0, or NaN where all scores overflowed: either shows in the sum.
-        return (1.0, 1.0, own);
+        return (1.0, 0.0, own);
     }
     if other == f32::NEG_INFINITY {
         return (1.0, 0.0, own);

@@ -61,10 +61,10 @@ pub(crate) struct Partial {
 impl Partial {
     pub(crate) const EMPTY: Partial = Partial { max: f32::NEG_INFINITY, sum: 0.0, seen: false };
 
-    /// Whether the row is NaN: a NaN hides from the maximum but not from the sum, and where all attended scores overflowed
-    /// to -inf there is nothing to divide by.
-    pub(crate) fn is_nan(&self) -> bool {
-        self.sum.is_nan() || self.seen && self.max == f32::NEG_INFINITY
+    /// The state at the end of a row: NaN where keys are left but every score overflowed to -inf.
+    pub(crate) fn finished(self) -> Self {
+        let lost = self.seen && self.max == f32::NEG_INFINITY;
+        if lost { Partial { sum: f32::NAN, ..self } } else { self }
     }
 
     /// Joins a later part to an earlier one; returns the factors of their output rows. Neither may be empty (which
@@ -89,7 +89,7 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
 
 /// What to subtract from scores whose maximum is `max`: 0 while there is none.
 #[inline(always)]
-fn shift(max: f32) -> f32 {
+pub(crate) fn shift(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 

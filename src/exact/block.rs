@@ -192,6 +192,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
                 scale_row(isa, &mut acc[r * acc_stride..][..acc_stride], factor);
             }
         }
+        if call.problem.v_dim == 0 {
+            continue;
+        }
         let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
         E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);
     }

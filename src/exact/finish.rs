@@ -9,7 +9,7 @@ use crate::kernel::pack::{scale_row, store_row};
 use crate::math;
 use crate::rows::{AnyRows, SharedRows};
 use crate::score::in_log2;
-use crate::softmax::{Partial, larger, rescale};
+use crate::softmax::{Partial, exp2, larger, rescale, shift};
 use std::f32::consts::LN_2;
 
 /// Where results go.
@@ -28,7 +28,7 @@ pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial,
     let sink = in_log2(sink);
     let max = larger(state.max, sink);
     let factor = rescale(isa, state.max, max);
-    let sum = if state.is_nan() { f32::NAN } else { state.sum * factor + rescale(isa, sink, max) };
+    let sum = state.sum * factor + exp2(isa, sink - shift(max));
     (Partial { max, sum, ..*state }, factor)
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn finish_row<I: Isa, T: Element>(
     targets: &Targets<'_>,
 ) {
     let place = (sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
-    let state = &row.total;
+    let state = &row.total.finished();
     let mut divisor = 1.0;
     if state.seen {
         divisor = state.sum;
@@ -66,18 +66,15 @@ pub(crate) fn finish_row<I: Isa, T: Element>(
         put(rows, place, lse(state));
     }
     if let Some(rows) = &targets.row_max {
-        let max = if state.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
+        // A NaN may hide from the maximum, but not from the sum.
+        let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
         put(rows, place, max);
     }
 }
 
 /// The natural logarithm of the sum of exponentials.
 fn lse(state: &Partial) -> f32 {
-    match state {
-        Partial { seen: false, .. } => f32::NEG_INFINITY,
-        state if state.is_nan() => f32::NAN,
-        state => (state.max + math::log2(state.sum)) * LN_2,
-    }
+    if state.seen { (state.max + math::log2(state.sum)) * LN_2 } else { f32::NEG_INFINITY }
 }
 
 #[inline(always)]

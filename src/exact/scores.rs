@@ -17,7 +17,7 @@ use crate::mask::{TILE, TileBits};
 use crate::math;
 use crate::parallel;
 use crate::rows::SharedRows;
-use crate::softmax::{Partial, RowState, mask_at, softmax_row};
+use crate::softmax::{Partial, RowState, mask_at, shift, softmax_row};
 use std::f32::consts::LN_2;
 use std::ops::Range;
 
@@ -158,6 +158,7 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
+        row.total = row.total.finished();
         if let Some(sinks) = call.sinks {
             row.total = with_sink(isa, &row.total, sinks[row.mask.q_head]).0;
         }
@@ -204,8 +205,7 @@ fn write_row<I: Isa, T: Element>(
         let t = isa.load(scores);
         let (score, removed) = match stage {
             ScoreStage::Softmax => {
-                let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                let weight = math::vector::exp2(isa, isa.sub(t, isa.splat(shift)));
+                let weight = math::vector::exp2(isa, isa.sub(t, isa.splat(shift(max))));
                 (isa.div(weight, isa.splat(sum)), 0.0)
             }
             _ => (isa.mul(t, isa.splat(LN_2)), f32::NEG_INFINITY),
