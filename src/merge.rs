@@ -97,9 +97,6 @@ impl<Q: Element> Kernel for Merge<'_, '_, Q> {
 /// The factors of both rows and the joint LSE. Exactly (1, 0) or (0, 1) if one part has no keys.
 #[inline(always)]
 fn weights<I: Isa>(isa: I, own: f32, other: f32) -> (f32, f32, f32) {
-    if own == f32::NEG_INFINITY && other == f32::NEG_INFINITY {
-        return (1.0, 0.0, own);
-    }
     if other == f32::NEG_INFINITY {
         return (1.0, 0.0, own);
     }
