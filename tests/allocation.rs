@@ -1,0 +1,130 @@
+//! A planned call does not allocate: counted by the global allocator, over the whole process.
+
+use half::{bf16, f16};
+use lucid_attention::{
+    Element, Inputs, KeyPanels, Keys, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged, ScoreStage,
+    Scores, View, ViewMut,
+};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: forwards to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: as the caller's.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as the caller's.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// How often `work` allocates.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    work();
+    ALLOCATIONS.load(Ordering::SeqCst) - before
+}
+
+/// One call of every kind, on `plan`'s threads.
+fn calls<Q: Element, T: Element>(threads: usize) {
+    let (heads, kv_heads, dim, batch) = (4, 2, 24, 2);
+    for (q_len, kv_len) in [(1, 10), (1, 3000), (3, 3000), (200, 300)] {
+        let shapes = [[batch, heads, q_len, dim], [batch, kv_heads, kv_len, dim]];
+        let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+        let q = vec![Q::from_f32(0.5); count(shapes[0])];
+        let (k, v) = (vec![T::from_f32(0.25); count(shapes[1])], vec![T::from_f32(0.75); count(shapes[1])]);
+        let view = |data| View::new(data, shapes[1]).expect("sized to its shape");
+        let panels = KeyPanels::from_rows(view(&k), kv_len + 64).expect("memory");
+        let (kv_lens, q_bounds, kv_bounds) = ([kv_len, kv_len / 2], [0, q_len / 2, q_len], [0, kv_len / 3, kv_len]);
+        let allowed = vec![true; q_len * kv_len];
+        let bias = vec![0.5f32; q_len * kv_len];
+        let mask_shape = [1, 1, q_len, kv_len];
+
+        let plain = |keys| Inputs::new(View::new(&q, shapes[0]).expect("sized to its shape"), keys, view(&v));
+        let base = plain(Keys::Rows(view(&k))).q_start(QueryStart::BottomRight);
+        let dense = View::new(&allowed, mask_shape).expect("sized to its shape");
+        let bias = View::new(&bias, mask_shape).expect("sized to its shape");
+        let one = |data, shape: [usize; 4]| View::new(data, [1, shape[1], shape[2], shape[3]]);
+        let ragged = Inputs::new(
+            one(&q, shapes[0]).expect("sized to its shape"),
+            View::new(&k, [1, kv_heads, kv_len, dim]).expect("sized to its shape"),
+            View::new(&v, [1, kv_heads, kv_len, dim]).expect("sized to its shape"),
+        )
+        .ragged(Ragged { q_bounds: &q_bounds, kv_bounds: &kv_bounds });
+        let kinds = [
+            base,
+            base.mask(Mask::causal().window(Some(100), None).kv_lens(&kv_lens)),
+            base.mask(Mask::NONE.allowed(dense)).softcap(3.0).sinks(&[0.5; 4]),
+            base.bias(bias).alibi(&[0.1; 4]),
+            plain(Keys::Panels(&panels)),
+            ragged,
+        ];
+        let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
+        let plan = Plan::with_options(&Problem::of(&base), &options).expect("a plan");
+        let mut workspace = plan.workspace().expect("memory");
+        assert!(workspace.bytes() >= plan.workspace_bytes() / 2, "the plan foretells its workspace");
+        let mut out = vec![Q::default(); count(shapes[0])];
+        let (mut lse, mut row_max) = (vec![0.0; batch * heads * q_len], vec![0.0; batch * heads * q_len]);
+        let mut scores = vec![0.0; batch * kv_len];
+        for (index, inputs) in kinds.iter().enumerate() {
+            let [batch, ..] = inputs.q().shape();
+            let rows = batch * heads * q_len;
+            let mut call = || {
+                let shape = inputs.output_shape();
+                let scores = ViewMut::new(&mut scores, [batch, 1, 1, kv_len]).expect("sized to its shape");
+                let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("sized to its shape"))
+                    .lse(&mut lse[..rows])
+                    .row_max(&mut row_max[..rows])
+                    .scores(Scores::new(ScoreStage::Softmax, scores).heads(&[1]).rows(&[0]));
+                plan.run(inputs, outputs, &mut workspace).expect("a valid call");
+            };
+            call();
+            let counted = allocations(call);
+            let types = (Q::DTYPE, T::DTYPE);
+            assert_eq!(counted, 0, "call {index} of {q_len} x {kv_len}, {types:?}, {threads} thread(s)");
+        }
+    }
+}
+
+#[test]
+fn a_planned_call_does_not_allocate() {
+    calls::<f32, f32>(1);
+    calls::<f16, f16>(1);
+    calls::<bf16, f32>(1);
+
+    let mut panels = KeyPanels::with_capacity(1, 2, 8, 256).expect("memory");
+    let rows = vec![1.0f32; 2 * 3 * 8];
+    let view = View::new(&rows, [1, 2, 3, 8]).expect("sized to its shape");
+    let counted = allocations(|| (0..20).for_each(|_| panels.append(view).expect("room")));
+    assert_eq!(counted, 0, "appending keys");
+
+    // Inside a worker; entering the pool from outside is rayon's, and may allocate now and then.
+    #[cfg(feature = "rayon")]
+    {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        pool.install(|| {
+            // The workers' own queues grow to their size once.
+            (0..200).for_each(|_| drop(rayon::join(|| (), || ())));
+            calls::<f32, bf16>(2);
+            calls::<f32, f32>(2);
+        });
+    }
+}
+
+#[test]
+fn memory_is_linear_in_tokens() {
+    let bytes = |tokens| Plan::new(&Problem::new(1, 64, tokens, tokens)).expect("a plan").workspace_bytes();
+    let (short, long) = (bytes(8192), bytes(32768));
+    assert!(long < 5 * short, "four times the tokens take {long} bytes, after {short}");
+    assert!(long < 32768 * 1024 * 2, "nothing of 32768 x 32768: {long} bytes");
+}
