@@ -57,8 +57,8 @@ unsafe fn words(src: *const u8, stride: usize) -> [__m256i; 4] {
     // SAFETY: as this function's own.
     unsafe {
         let mut rows = [_mm256_setzero_si256(); 4];
-        for r in 0..4 {
-            rows[r] = _mm256_inserti128_si256::<1>(
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_inserti128_si256::<1>(
                 _mm256_castsi128_si256(_mm_loadu_si128(src.add(r * stride).cast())),
                 _mm_loadu_si128(src.add((r + 4) * stride).cast()),
             );

@@ -83,7 +83,7 @@ unsafe fn words(src: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: as this function's own.
     unsafe {
         let mut rows = [_mm512_setzero_si512(); 4];
-        for r in 0..4 {
+        for (r, row) in rows.iter_mut().enumerate() {
             let quarter = _mm512_castsi128_si512(_mm_loadu_si128(src.add(r * stride).cast()));
             let quarter = _mm512_mask_broadcast_i32x4(
                 quarter,
@@ -95,7 +95,7 @@ unsafe fn words(src: *const u8, stride: usize) -> [__m512i; 4] {
                 0x0f00,
                 _mm_loadu_si128(src.add((r + 8) * stride).cast()),
             );
-            rows[r] = _mm512_mask_broadcast_i32x4(
+            *row = _mm512_mask_broadcast_i32x4(
                 quarter,
                 0xf000,
                 _mm_loadu_si128(src.add((r + 12) * stride).cast()),
