@@ -28,11 +28,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How often `work` allocates.
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
-    work();
-    ALLOCATIONS.load(Ordering::SeqCst) - before
+/// How often `work` allocates, the least of three times: the test harness has a thread of its own that may, too.
+fn allocations(mut work: impl FnMut()) -> usize {
+    let mut count = || {
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        work();
+        ALLOCATIONS.load(Ordering::SeqCst) - before
+    };
+    count().min(count()).min(count())
 }
 
 /// One call of every kind, on `plan`'s threads.
@@ -90,7 +93,7 @@ fn calls<Q: Element, T: Element>(threads: usize) {
                 plan.run(inputs, outputs, &mut workspace).expect("a valid call");
             };
             call();
-            let counted = allocations(call);
+            let counted = allocations(&mut call);
             let types = (Q::DTYPE, T::DTYPE);
             assert_eq!(counted, 0, "call {index} of {q_len} x {kv_len}, {types:?}, {threads} thread(s)");
         }
@@ -108,7 +111,7 @@ fn memory() {
     let mut panels = KeyPanels::with_capacity(1, 2, 8, 256).expect("memory");
     let rows = vec![1.0f32; 2 * 3 * 8];
     let view = View::new(&rows, [1, 2, 3, 8]).expect("sized to its shape");
-    let counted = allocations(|| (0..20).for_each(|_| panels.append(view).expect("room")));
+    let counted = allocations(|| (0..10).for_each(|_| panels.append(view).expect("room")));
     assert_eq!(counted, 0, "appending keys");
 
     // Inside a worker; entering the pool from outside is rayon's, and may allocate now and then.
