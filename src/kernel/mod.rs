@@ -7,8 +7,8 @@
 //!
 //! Both keep `MR` rows by `NV` vectors of accumulators in registers, so that a loaded vector serves `MR`
 //! multiply-adds and a broadcast `NV`. Sums run in program order and never across lanes: the width of the vectors,
-//! the height of the tile and who calls change no bit. 6 rows by 64 columns (AVX-512) and 6 by 16 (AVX2) reach 97 %
-//! and more of the multiply-add peak on cached data (`cargo bench --bench attention -- kernel`).
+//! the height of the tile and who calls change no bit. The tiles are 6 rows by 64 columns
+//! on AVX-512 and 6 by 16 on AVX2, which is what their registers hold.
 //!
 //! What a step of a sum is (a multiply-add, or a bf16 dot product of pairs) is a parameter: [`product::Product`].
 //!
