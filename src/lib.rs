@@ -11,6 +11,9 @@
     allow(dead_code, reason = "the bf16 dot-product tier has no backend there")
 )]
 
+#[cfg(test)]
+extern crate self as lucid_attention; // the integration tests' modules name the crate so
+
 mod alibi;
 mod element;
 mod error;

@@ -107,6 +107,15 @@ impl Plan {
     /// As [`Plan::new`], or `options` ask for a level that this CPU lacks, for bf16 dot products at a level without
     /// them ([`AttentionError::Bf16DotUnavailable`]), or for no thread.
     pub fn with_options(problem: &Problem, options: &PlanOptions) -> Result<Self, AttentionError> {
+        Self::with_order(problem, options, Order::VERSION_1)
+    }
+
+    /// A plan in another order of operations, for tests.
+    pub(crate) fn with_order(
+        problem: &Problem,
+        options: &PlanOptions,
+        order: Order,
+    ) -> Result<Self, AttentionError> {
         problem.validate()?;
         let level = match options.level {
             Some(level) => level.check_available()?,
@@ -122,7 +131,6 @@ impl Plan {
             let got = "0".to_owned();
             return Err(AttentionError::Value { operand: "max_threads", expected: "at least 1", got });
         }
-        let order = Order::VERSION_1;
         let max_threads = match options.max_threads {
             Some(threads) => threads,
             // A problem that is never worth more than one thread need not ask how many there are, which would start

@@ -38,5 +38,7 @@ pub(crate) mod grid;
 pub(crate) mod partials;
 pub(crate) mod scores;
 pub(crate) mod sequence;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tier;
 pub(crate) mod workspace;

@@ -7,3 +7,4 @@ pub mod bound;
 pub mod cases;
 pub mod guard;
 pub mod model;
+pub mod verify;

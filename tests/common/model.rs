@@ -32,10 +32,21 @@ use lucid_attention::reference::{self, Row};
 use lucid_attention::{Element, Inputs, Level, ScoreStage, math};
 use std::f64::consts::LOG2_E;
 
-const TILE: usize = 256;
-const SPLIT: usize = 1024;
 const LANES: usize = 16;
 const LN_2: f32 = std::f32::consts::LN_2;
+
+/// The two lengths of the order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Keys that share a running maximum.
+    pub tile: usize,
+    /// Keys after which sums start afresh.
+    pub split: usize,
+}
+
+impl Lengths {
+    pub const VERSION_1: Lengths = Lengths { tile: 256, split: 1024 };
+}
 
 /// What a call has to return.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +68,16 @@ impl Model {
         level: Level,
         stage: Option<ScoreStage>,
     ) -> Model {
+        Self::with_lengths(inputs, level, stage, Lengths::VERSION_1)
+    }
+
+    /// The same with other lengths, which the crate's own tests use to reach many edges with few keys.
+    pub fn with_lengths<Q: Element, T: Element>(
+        inputs: &Inputs<'_, Q, T>,
+        level: Level,
+        stage: Option<ScoreStage>,
+        lengths: Lengths,
+    ) -> Model {
         let [batch, q_heads, q_len, v_dim] = inputs.output_shape();
         let kv_len = inputs.k().shape()[2];
         let rows = batch * q_heads * q_len;
@@ -70,7 +91,7 @@ impl Model {
         reference::for_each_row(inputs, |row| {
             let [b, h, i] = row.index;
             let at = (b * q_heads + h) * q_len + i;
-            let answer = answer(row, level, v_dim);
+            let answer = answer(row, level, lengths, v_dim);
             if let Some(stage) = stage {
                 let scores = answer.scores(stage, row, level);
                 model.scores[at * kv_len..][..scores.len()].copy_from_slice(&scores);
@@ -122,20 +143,20 @@ impl RowAnswer {
 }
 
 /// A row by the order, at the speed of the machine's own multiply-add where it has one.
-fn answer(row: &Row<'_>, level: Level, v_dim: usize) -> RowAnswer {
+fn answer(row: &Row<'_>, level: Level, lengths: Lengths, v_dim: usize) -> RowAnswer {
     if !level.is_fused() {
-        return by_order::<false>(row, level, v_dim);
+        return by_order::<false>(row, level, lengths, v_dim);
     }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2") {
         #[target_feature(enable = "fma,avx2")]
-        fn with_fma(row: &Row<'_>, level: Level, v_dim: usize) -> RowAnswer {
-            by_order::<true>(row, level, v_dim)
+        fn with_fma(row: &Row<'_>, level: Level, lengths: Lengths, v_dim: usize) -> RowAnswer {
+            by_order::<true>(row, level, lengths, v_dim)
         }
         // SAFETY: the CPU has the features, as was just asked.
-        return unsafe { with_fma(row, level, v_dim) };
+        return unsafe { with_fma(row, level, lengths, v_dim) };
     }
-    by_order::<true>(row, level, v_dim)
+    by_order::<true>(row, level, lengths, v_dim)
 }
 
 /// `a * b + c`, rounded once or twice.
@@ -178,7 +199,7 @@ struct Part {
 }
 
 #[inline(always)]
-fn by_order<const FUSED: bool>(row: &Row<'_>, level: Level, v_dim: usize) -> RowAnswer {
+fn by_order<const FUSED: bool>(row: &Row<'_>, level: Level, lengths: Lengths, v_dim: usize) -> RowAnswer {
     let head_dim = row.q.len();
     let factor = in_log2(row.scale);
     let q: Vec<f32> = row.q.iter().map(|&q| q as f32 * factor).collect();
@@ -207,8 +228,8 @@ fn by_order<const FUSED: bool>(row: &Row<'_>, level: Level, v_dim: usize) -> Row
         .collect();
 
     let keys: Vec<usize> = (0..logits.len()).filter(|&j| row.scores[j].attended).collect();
-    let splits = keys.chunk_by(|a, b| a / SPLIT == b / SPLIT);
-    let parts = splits.map(|keys| split::<FUSED>(row, level, &logits, keys, v_dim));
+    let splits = keys.chunk_by(|a, b| a / lengths.split == b / lengths.split);
+    let parts = splits.map(|keys| split::<FUSED>(row, level, &logits, keys, lengths.tile));
     let total = parts.reduce(|first, second| merge::<FUSED>(level, first, second));
     let Some(Part { max, mut sum, mut acc }) = total else {
         let (lse, row_max) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
@@ -242,22 +263,23 @@ fn split<const FUSED: bool>(
     level: Level,
     logits: &[f32],
     keys: &[usize],
-    v_dim: usize,
+    tile: usize,
 ) -> Part {
+    let v_dim = row.v.len() / row.scores.len();
     let mut max = f32::NEG_INFINITY;
     let mut lanes = [0.0; LANES];
     let mut acc = vec![0.0; v_dim];
-    for tile in keys.chunk_by(|a, b| a / TILE == b / TILE) {
+    for keys in keys.chunk_by(|a, b| a / tile == b / tile) {
         let old = max;
-        max = tile.iter().fold(max, |max, &j| larger(max, logits[j]));
+        max = keys.iter().fold(max, |max, &j| larger(max, logits[j]));
         let factor = rescale(level, old, max);
         lanes.iter_mut().for_each(|lane| *lane *= factor);
         if factor != 1.0 {
             acc.iter_mut().for_each(|a| *a *= factor);
         }
-        let mut weights: Vec<f32> = tile.iter().map(|&j| logits[j] - shift(max)).collect();
+        let mut weights: Vec<f32> = keys.iter().map(|&j| logits[j] - shift(max)).collect();
         math::exp2(level, &mut weights).expect("an available level");
-        for (&j, &weight) in tile.iter().zip(&weights) {
+        for (&j, &weight) in keys.iter().zip(&weights) {
             lanes[j % LANES] += weight;
             for (a, &v) in acc.iter_mut().zip(&row.v[j * v_dim..]) {
                 *a = fma::<FUSED>(weight, v as f32, *a);
