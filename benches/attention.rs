@@ -5,9 +5,12 @@
 //! (prefill, small) or bytes of keys and values (decode). Baselines stand in the same group: `naive` (loops over the
 //! formula) and `unfused` (two matrix products by the `matrixmultiply` crate around a softmax).
 
+#[path = "common/baselines.rs"]
+mod baselines;
 mod common;
 
-use common::{Case, Tensors, naive, unfused};
+use baselines::{naive, unfused};
+use common::{Case, Tensors};
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
     measurement::WallTime,

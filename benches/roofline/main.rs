@@ -1,0 +1,212 @@
+//! Every kernel as a share of what the machine gives: `cargo bench --bench roofline`.
+//!
+//! ```text
+//! cargo bench --bench roofline -- [--threads 1,2] [--rounds 7] [--json] [--floor] [part of an id]...
+//! ```
+//!
+//! Each round times the limit (multiply-adds, bf16 dot products, or bytes read from memory, on as many threads) and then
+//! the case; the share is the median over the rounds of their quotient, because a shared machine's limit drifts. Before
+//! it is timed a case is checked against the f64 reference, as far as that is affordable. Decode is quoted against
+//! memory even where its keys fit a cache: a share above 100 % says so.
+//!
+//! `--floor` runs the few cases that have a floor (half of what they reach on a quiet machine) and fails when one is
+//! below it twice: what it catches is a lost inlining or a spilled register tile, not noise. `--json` prints one object
+//! a line.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cases;
+mod pages;
+mod peaks;
+
+use cases::{Limit, Setup, setups};
+use common::Case;
+use half::{bf16, f16};
+use lucid_attention::{
+    DType, Element, Inputs, KeyPanels, Keys, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View,
+    ViewMut, reference,
+};
+use peaks::Memory;
+use std::process::ExitCode;
+use std::time::Instant;
+
+struct Options {
+    threads: Vec<usize>,
+    rounds: usize,
+    json: bool,
+    floor: bool,
+    parts: Vec<String>,
+}
+
+impl Options {
+    fn parse() -> Result<Self, lexopt::Error> {
+        use lexopt::prelude::*;
+        let mut options =
+            Self { threads: vec![1, 2], rounds: 7, json: false, floor: false, parts: Vec::new() };
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(arg) = parser.next()? {
+            match arg {
+                Long("threads") => {
+                    let list = parser.value()?.string()?;
+                    let threads = list.split(',').map(str::parse).collect::<Result<_, _>>();
+                    options.threads =
+                        threads.map_err(|_| format!("--threads: expected numbers, got {list}"))?;
+                }
+                Long("rounds") => options.rounds = parser.value()?.parse()?,
+                Long("json") => options.json = true,
+                Long("floor") => options.floor = true,
+                // What cargo passes to every bench.
+                Long("bench") => {}
+                Value(part) => options.parts.push(part.string()?),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn main() -> ExitCode {
+    let options = match Options::parse() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let memory = Memory::new();
+    let mut broken = false;
+    if !options.json {
+        println!(
+            "{:<72} {:>7} {:>11} {:>9} {:>9} {:>6}",
+            "case", "threads", "median us", "G/s", "limit", "share"
+        );
+    }
+    for setup in setups(options.floor) {
+        let id = setup.id();
+        if !options.parts.is_empty() && !options.parts.iter().any(|part| id.contains(part)) {
+            continue;
+        }
+        for &threads in &options.threads {
+            let Some(mut line) = measure(&setup, threads, options.rounds, &memory) else { continue };
+            if let Some(floor) = setup.floor.filter(|_| options.floor) {
+                if line.share < floor {
+                    line = measure(&setup, threads, options.rounds, &memory).unwrap_or(line);
+                }
+                if line.share < floor {
+                    broken = true;
+                    eprintln!(
+                        "{id}: {:.0} % of its limit, the floor is {:.0} %",
+                        line.share * 100.0,
+                        floor * 100.0
+                    );
+                }
+            }
+            line.print(&id, threads, options.json);
+        }
+    }
+    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// What was measured of one case.
+struct Line {
+    /// Median seconds of a call.
+    seconds: f64,
+    /// Median operations or bytes per second.
+    rate: f64,
+    /// Median limit of the same rounds.
+    limit: f64,
+    /// Median of the rounds' quotients.
+    share: f64,
+}
+
+impl Line {
+    fn print(&self, id: &str, threads: usize, json: bool) {
+        let Line { seconds, rate, limit, share } = self;
+        let (micros, rate, limit) = (seconds * 1e6, rate / 1e9, limit / 1e9);
+        if json {
+            let line = serde_json::json!({
+                "id": id, "threads": threads, "median_us": micros, "giga_per_s": rate, "limit": limit, "share": share
+            });
+            println!("{line}");
+        } else {
+            println!("{id:<72} {threads:>7} {micros:>11.2} {rate:>9.2} {limit:>9.1} {:>5.0}%", share * 100.0);
+        }
+    }
+}
+
+/// `None` where the machine has no such limit.
+fn measure(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Option<Line> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| match setup.dtype {
+        DType::F16 => measure_as::<f16>(setup, threads, rounds, memory),
+        DType::Bf16 => measure_as::<bf16>(setup, threads, rounds, memory),
+        _ => measure_as::<f32>(setup, threads, rounds, memory),
+    })
+}
+
+fn measure_as<T: Element>(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Option<Line> {
+    let case = &setup.case;
+    let mut tensors = common::Tensors::<T>::new(case);
+    // Keys and values move onto huge pages.
+    for tensor in [&mut tensors.k, &mut tensors.v] {
+        let mut pages = pages::filled(tensor.len());
+        pages.copy_from_slice(tensor);
+        *tensor = pages;
+    }
+    let rows = View::new(&tensors.k, case.kv_shape()).expect("k fits its shape");
+    let panels = setup.panels.then(|| KeyPanels::from_rows(rows, case.kv_len).expect("memory"));
+    let keys = panels.as_ref().map_or(Keys::Rows(rows), Keys::Panels);
+    let mask = if case.causal { Mask::causal().window(setup.window, None) } else { Mask::NONE };
+    let q = View::new(&tensors.q, case.q_shape()).expect("q fits its shape");
+    let v = View::new(&tensors.v, case.kv_shape()).expect("v fits its shape");
+    let inputs = Inputs::new(q, keys, v).mask(mask).q_start(QueryStart::BottomRight);
+
+    let options =
+        PlanOptions { level: Some(setup.level), bf16_dot: setup.bf16_dot, ..PlanOptions::default() };
+    let plan = Plan::with_options(&Problem::of(&inputs), &options).expect("a plan");
+    let mut workspace = plan.workspace().expect("memory");
+    let mut out = vec![T::default(); case.q_shape().iter().product()];
+    let mut call = |out: &mut [T]| {
+        let out = ViewMut::new(out, case.q_shape()).expect("out fits its shape");
+        plan.run(std::hint::black_box(&inputs), Outputs::new(out), &mut workspace).expect("a checked call");
+    };
+    let before = Instant::now();
+    call(&mut out);
+    let once = before.elapsed().as_secs_f64();
+    check(case, &inputs, &out, setup.bf16_dot);
+
+    // A round of some 20 ms, which is several of the scheduler's slices.
+    let calls = (0.02 / once.max(1e-7)).ceil().clamp(1.0, 1e6) as usize;
+    let mut found = Vec::new();
+    for _ in 0..rounds {
+        let limit = match setup.limit {
+            Limit::MultiplyAdds => peaks::multiply_adds(threads)?,
+            Limit::Bf16Dots => peaks::bf16_dots(threads)?,
+            Limit::Read => memory.read(threads),
+        };
+        let before = Instant::now();
+        (0..calls).for_each(|_| call(&mut out));
+        let seconds = before.elapsed().as_secs_f64() / calls as f64;
+        found.push([seconds, setup.work() / seconds, limit, setup.work() / seconds / limit]);
+    }
+    let [seconds, rate, limit, share] = std::array::from_fn(|column| {
+        let mut values: Vec<f64> = found.iter().map(|line| line[column]).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values[values.len() / 2]
+    });
+    Some(Line { seconds, rate, limit, share })
+}
+
+/// Wrong results are not worth timing. Large cases are left to the tests: the reference takes minutes.
+fn check<T: Element>(case: &Case, inputs: &Inputs<'_, T, T>, out: &[T], bf16_dot: bool) {
+    if case.operations() > 1 << 27 {
+        return;
+    }
+    let answer = reference::attention(inputs).expect("the reference");
+    let error = |(got, want): (&T, &f64)| (f64::from(got.to_f32()) - want).abs();
+    let worst = out.iter().zip(&answer.out).map(error).fold(0.0, f64::max);
+    let unit = if bf16_dot { DType::Bf16.unit_roundoff() } else { T::DTYPE.unit_roundoff() };
+    let tolerance = 1e-5 + 4.0 * unit;
+    assert!(worst <= tolerance, "{case}: off by {worst}, more than {tolerance}");
+}
