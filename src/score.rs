@@ -84,7 +84,7 @@ impl<'a> ScoreRules<'a> {
         let steps = isa.load(&STEPS);
         for column in columns.step_by(I::LANES) {
             // Exact as long as keys are less than 2^24 positions away.
-            let offset = (tile_start + column) as i64 - row.q_pos;
+            let offset = ((tile_start + column) as i64).saturating_sub(row.q_pos);
             let distance = isa.abs(isa.add(isa.splat(offset as f32), steps));
             let scores = &mut scores[column..];
             isa.store(isa.mul_add(distance, slope, isa.load(scores)), scores);
