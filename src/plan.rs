@@ -212,16 +212,21 @@ impl Plan {
         };
         let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
         let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
+        // The sizes of an empty output are not bound by memory: there may be more rows than anyone can visit.
+        let rows_wanted = !inputs.output_shape().contains(&0) || lse.is_some() || row_max.is_some();
+        let scores = scores.filter(|scores| !scores.out.is_empty());
         let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max };
 
-        if batch == 0 || q_heads == 0 || q_len == 0 {
+        if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && scores.is_none() {
             return Ok(());
         }
         let Workspace { workers, partials, .. } = workspace;
         workers.iter_mut().for_each(Scratch::forget);
         let grid = Grid::new(&call, self.max_threads);
-        let parts = WorkspaceParts { workers: &mut *workers, partials };
-        T::run(self.engine, &call, &grid, &targets, parts);
+        if rows_wanted {
+            let parts = WorkspaceParts { workers: &mut *workers, partials };
+            T::run(self.engine, &call, &grid, &targets, parts);
+        }
         if let Some(scores) = scores {
             let workers = &mut workers[..grid.workers];
             T::run_scores(self.engine, &call, &scores, workers);
