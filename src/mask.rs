@@ -68,7 +68,7 @@ impl<'a> Intervals<'a> {
             return Err(AttentionError::Value {
                 operand: "intervals",
                 expected: "offsets that ascend from 0 to the number of spans",
-                got: format!("{} spans and offsets ending in {:?}", spans.len(), offsets.last()),
+                got: format!("{offsets:?} for {} spans", spans.len()),
             });
         }
         for row in offsets.windows(2) {
