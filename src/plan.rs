@@ -286,17 +286,18 @@ fn score_targets<'a, Q: Element, T: Element>(
 ) -> Result<ScoreTargets<'a>, AttentionError> {
     let Scores { stage, out, heads, rows } = scores;
     let [batch, q_heads, q_len, _] = inputs.q().shape();
-    let chosen = |operand, axis, list: Option<&[usize]>, limit: usize| match list {
+    let chosen = |operand, list: Option<&[usize]>, limit: usize| match list {
         None => Ok(limit),
         Some(list) => match list.iter().find(|&&index| index >= limit) {
-            Some(&got) => {
-                Err(AttentionError::TooLarge { operand, axis, limit: limit.saturating_sub(1), got })
+            Some(got) => {
+                let (expected, got) = ("indices below the number there are", format!("{got} of {limit}"));
+                Err(AttentionError::Value { operand, expected, got })
             }
             None => Ok(list.len()),
         },
     };
-    let head_count = chosen("scores.heads", "q_head", heads, q_heads)?;
-    let row_count = chosen("scores.rows", "row", rows, q_len)?;
+    let head_count = chosen("scores.heads", heads, q_heads)?;
+    let row_count = chosen("scores.rows", rows, q_len)?;
     check_output("scores", &out, [batch, head_count, row_count, inputs.k().shape()[2]])?;
     Ok(ScoreTargets { stage, out: SharedRows::new(out), heads, rows, batch, head_count, row_count })
 }
