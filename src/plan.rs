@@ -221,7 +221,7 @@ impl Plan {
             return Ok(());
         }
         let Workspace { workers, partials, .. } = workspace;
-        workers.iter_mut().for_each(Scratch::forget);
+        workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         let grid = Grid::new(&call, self.max_threads);
         if rows_wanted {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
@@ -247,13 +247,17 @@ impl Plan {
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
-        let fits = workspace.sizes.hold(&self.sizes)
-            && workspace.workers.len() >= self.max_threads
-            && workspace.partials.len() >= self.partials;
-        if fits {
-            return Ok(());
+        let [expected, got] = [&self.sizes, &workspace.sizes].map(ScratchSizes::parts);
+        let [threads, splits] = ["threads", "elements for splits of keys"];
+        let both = [
+            (threads, self.max_threads, workspace.workers.len()),
+            (splits, self.partials, workspace.partials.len()),
+        ];
+        let each = expected.into_iter().zip(got).map(|((part, expected), (_, got))| (part, expected, got));
+        match both.into_iter().chain(each).find(|(_, expected, got)| got < expected) {
+            None => Ok(()),
+            Some((part, expected, got)) => Err(AttentionError::Workspace { part, expected, got }),
         }
-        Err(AttentionError::Workspace { expected: self.workspace_bytes(), got: workspace.bytes() })
     }
 }
 
