@@ -503,6 +503,10 @@ fn key_panels() {
     panels.truncate(MAX);
     panels.append(repeat([2, 2, 59, 8])).unwrap();
     assert_eq!(panels.get([1, 1, 63, 7]), Some(0.5), "the last place");
+    for [batch, heads, dim, tokens] in [[MAX, 0, MAX, 3], [0, MAX, MAX, 64], [MAX / 2, 2, 1, 0]] {
+        let panels = KeyPanels::from_rows(repeat([batch, heads, tokens, dim]), tokens).unwrap();
+        assert_eq!(panels.shape(), [batch, heads, tokens, dim], "no element, whatever the other sizes");
+    }
 }
 
 #[test]
