@@ -97,12 +97,14 @@ pub enum AttentionError {
         /// Why not.
         reason: &'static str,
     },
-    /// A workspace built for another, larger plan is needed.
-    #[error("workspace: this plan needs one of {expected} bytes, got {got}; build it with Plan::workspace")]
+    /// The workspace was built for another plan, which needs less of something.
+    #[error("workspace: this plan needs {part} = {expected}, got {got}; build it with Plan::workspace")]
     Workspace {
-        /// Bytes needed.
+        /// What there is too little of.
+        part: &'static str,
+        /// How much is needed.
         expected: usize,
-        /// Bytes there.
+        /// How much is there.
         got: usize,
     },
     /// There is no level of this name.

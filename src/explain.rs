@@ -76,7 +76,7 @@ impl Explanation {
             keys,
             threads: grid.workers,
             block_rows: grid.block_rows,
-            tasks: grid.units * grid.blocks_per_unit * grid.splits,
+            tasks: grid.units.saturating_mul(grid.blocks_per_unit).saturating_mul(grid.splits),
             splits: grid.splits,
             estimated_microseconds: tile::nanoseconds(multiply_adds, kv_bytes) / 1e3,
             workspace_bytes: plan.workspace_bytes(),

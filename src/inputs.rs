@@ -145,7 +145,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
         self
     }
 
-    /// The factor of the scores, any finite number; `1 / sqrt(head_dim)` if not given.
+    /// The factor of the scores, from -2.3e38 to 2.3e38; `1 / sqrt(head_dim)` if not given.
     pub fn scale(mut self, scale: f32) -> Self {
         self.scale = Some(scale);
         self

@@ -68,7 +68,7 @@ impl<'a> Intervals<'a> {
             return Err(AttentionError::Value {
                 operand: "intervals",
                 expected: "offsets that ascend from 0 to the number of spans",
-                got: format!("{} spans and offsets ending in {:?}", spans.len(), offsets.last()),
+                got: format!("{offsets:?} for {} spans", spans.len()),
             });
         }
         for row in offsets.windows(2) {
@@ -102,11 +102,14 @@ impl<'a> Intervals<'a> {
         Ok(())
     }
 
-    /// The spans of one row.
+    /// The spans of one row; none outside the shape.
     fn row(&self, sequence: usize, head: usize, query: usize) -> &'a [Span] {
-        let [batch, heads, q_len] = self.shape;
-        let batch = if batch == 1 { 0 } else { sequence };
+        let [batches, heads, q_len] = self.shape;
+        let batch = if batches == 1 { 0 } else { sequence };
         let head = if heads == 1 { 0 } else { head };
+        if batch >= batches || head >= heads || query >= q_len {
+            return &[];
+        }
         let row = (batch * heads + head) * q_len + query;
         &self.spans[self.offsets[row]..self.offsets[row + 1]]
     }
@@ -230,12 +233,14 @@ impl<'a> Mask<'a> {
         self.intervals.is_some() || self.allowed.is_some()
     }
 
-    /// The definition: whether one query may attend one key. Slow; the reference asks nothing else.
+    /// The definition: whether one query may attend one key. Slow; the reference asks nothing else. What lies outside
+    /// the mask's lists and shapes is not allowed.
     pub fn allows(&self, cell: Cell) -> bool {
         let Cell { sequence, q_head, query, q_pos, k_pos } = cell;
         let k = i128::try_from(k_pos).unwrap_or(i128::MAX);
         let q = i128::from(q_pos);
-        let entry = |list: &[usize]| if list.len() == 1 { list[0] } else { list[sequence] };
+        let entry =
+            |list: &[usize]| list.get(if list.len() == 1 { 0 } else { sequence }).copied().unwrap_or(0);
         let causal = !self.causal || k <= q || self.prefix.is_some_and(|prefix| k_pos < entry(prefix));
         let left = self.left.is_none_or(|left| q - left as i128 <= k);
         let right = self.right.is_none_or(|right| k <= q + right as i128);

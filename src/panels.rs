@@ -110,6 +110,10 @@ impl<T: Element> KeyPanels<T> {
             });
         }
         let (head_dim, start) = (self.head_dim, self.len);
+        self.len += tokens;
+        if self.data.is_empty() {
+            return Ok(()); // the sizes that are not 0 may be any: their products need not fit
+        }
         let panel = head_dim * PANEL;
         for b in 0..self.batch {
             for h in 0..self.kv_heads {
@@ -125,7 +129,6 @@ impl<T: Element> KeyPanels<T> {
                 }
             }
         }
-        self.len += tokens;
         Ok(())
     }
 

@@ -212,16 +212,21 @@ impl Plan {
         };
         let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
         let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
+        // The sizes of an empty output are not bound by memory: there may be more rows than anyone can visit.
+        let rows_wanted = !inputs.output_shape().contains(&0) || lse.is_some() || row_max.is_some();
+        let scores = scores.filter(|scores| !scores.out.is_empty());
         let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max };
 
-        if batch == 0 || q_heads == 0 || q_len == 0 {
+        if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && scores.is_none() {
             return Ok(());
         }
         let Workspace { workers, partials, .. } = workspace;
-        workers.iter_mut().for_each(Scratch::forget);
+        workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         let grid = Grid::new(&call, self.max_threads);
-        let parts = WorkspaceParts { workers: &mut *workers, partials };
-        T::run(self.engine, &call, &grid, &targets, parts);
+        if rows_wanted {
+            let parts = WorkspaceParts { workers: &mut *workers, partials };
+            T::run(self.engine, &call, &grid, &targets, parts);
+        }
         if let Some(scores) = scores {
             let workers = &mut workers[..grid.workers];
             T::run_scores(self.engine, &call, &scores, workers);
@@ -242,13 +247,17 @@ impl Plan {
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
-        let fits = workspace.sizes.hold(&self.sizes)
-            && workspace.workers.len() >= self.max_threads
-            && workspace.partials.len() >= self.partials;
-        if fits {
-            return Ok(());
+        let [expected, got] = [&self.sizes, &workspace.sizes].map(ScratchSizes::parts);
+        let [threads, splits] = ["threads", "elements for splits of keys"];
+        let both = [
+            (threads, self.max_threads, workspace.workers.len()),
+            (splits, self.partials, workspace.partials.len()),
+        ];
+        let each = expected.into_iter().zip(got).map(|((part, expected), (_, got))| (part, expected, got));
+        match both.into_iter().chain(each).find(|(_, expected, got)| got < expected) {
+            None => Ok(()),
+            Some((part, expected, got)) => Err(AttentionError::Workspace { part, expected, got }),
         }
-        Err(AttentionError::Workspace { expected: self.workspace_bytes(), got: workspace.bytes() })
     }
 }
 
@@ -281,17 +290,18 @@ fn score_targets<'a, Q: Element, T: Element>(
 ) -> Result<ScoreTargets<'a>, AttentionError> {
     let Scores { stage, out, heads, rows } = scores;
     let [batch, q_heads, q_len, _] = inputs.q().shape();
-    let chosen = |operand, axis, list: Option<&[usize]>, limit: usize| match list {
+    let chosen = |operand, list: Option<&[usize]>, limit: usize| match list {
         None => Ok(limit),
         Some(list) => match list.iter().find(|&&index| index >= limit) {
-            Some(&got) => {
-                Err(AttentionError::TooLarge { operand, axis, limit: limit.saturating_sub(1), got })
+            Some(got) => {
+                let (expected, got) = ("indices below the number there are", format!("{got} of {limit}"));
+                Err(AttentionError::Value { operand, expected, got })
             }
             None => Ok(list.len()),
         },
     };
-    let head_count = chosen("scores.heads", "q_head", heads, q_heads)?;
-    let row_count = chosen("scores.rows", "row", rows, q_len)?;
+    let head_count = chosen("scores.heads", heads, q_heads)?;
+    let row_count = chosen("scores.rows", rows, q_len)?;
     check_output("scores", &out, [batch, head_count, row_count, inputs.k().shape()[2]])?;
     Ok(ScoreTargets { stage, out: SharedRows::new(out), heads, rows, batch, head_count, row_count })
 }

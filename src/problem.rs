@@ -43,7 +43,8 @@ impl Problem {
         self.q_heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
-    /// The rules that sizes obey by themselves.
+    /// The rules that sizes obey by themselves. Lengths are not bound by memory, since views may repeat what they have;
+    /// below `isize::MAX` elements, positions fit an `i64` and indices of tiles do not overflow.
     pub(crate) fn validate(&self) -> Result<(), AttentionError> {
         if self.head_dim == 0 {
             return Err(AttentionError::Value {
@@ -61,6 +62,22 @@ impl Problem {
                 got: format!("{} with kv_heads = {}", self.q_heads, self.kv_heads),
             });
         }
+        let dim = self.head_dim.max(self.v_dim);
+        let sizes = [
+            ("queries", [self.q_heads, self.max_q_len, dim]),
+            ("keys and values", [self.kv_heads, self.max_kv_len, dim]),
+        ];
+        for (operand, size) in sizes {
+            // Of zeros and huge numbers the zeros come first: there is nothing then.
+            let size = if size.contains(&0) { Some(0) } else { product(&size) };
+            if size.is_none_or(|size| size > isize::MAX as usize) {
+                return Err(AttentionError::SizeOverflow { operand });
+            }
+        }
         Ok(())
     }
+}
+
+fn product(sizes: &[usize]) -> Option<usize> {
+    sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size))
 }

@@ -167,6 +167,7 @@ pub fn for_each_row<Q: Element, T: Element>(
     inputs: &Inputs<'_, Q, T>,
     mut visit: impl FnMut(&Row<'_>),
 ) -> Result<(), AttentionError> {
+    crate::Problem::of(inputs).validate()?;
     let sequences = sequences(inputs)?;
     check(inputs, &sequences)?;
     let ([_, q_heads, _, head_dim], [_, kv_heads, _, v_dim]) = (inputs.q.shape(), inputs.v.shape());
@@ -347,7 +348,7 @@ fn sequences<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Se
                 return Err(AttentionError::QueryStartMissing { q_len, kv_len });
             }
             None | Some(QueryStart::TopLeft) => 0,
-            Some(QueryStart::BottomRight) => keys.len() as i64 - q_len as i64,
+            Some(QueryStart::BottomRight) => (keys.len() as i64).saturating_sub(q_len as i64),
             Some(QueryStart::At(start)) => start,
             Some(QueryStart::PerSequence(starts)) => {
                 check_size("q_start", "batch", count, starts.len())?;
@@ -403,7 +404,6 @@ fn check<Q: Element, T: Element>(
 ) -> Result<(), AttentionError> {
     let [batch, q_heads, _, head_dim] = inputs.q.shape();
     let [_, kv_heads, kv_len, _] = inputs.k.shape();
-    crate::Problem::of(inputs).validate()?;
     check_size("k", "batch", batch, inputs.k.shape()[0])?;
     check_size("k", "dim", head_dim, inputs.k.shape()[3])?;
     check_size("v", "batch", batch, inputs.v.shape()[0])?;

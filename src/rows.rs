@@ -31,6 +31,11 @@ impl<'a, T> SharedRows<'a, T> {
         Self { data: view.data_mut().as_mut_ptr(), shape, strides, borrow: PhantomData }
     }
 
+    /// Whether there is no element.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
+
     /// Row `[b, h, t]`; empty outside the shape.
     ///
     /// # Safety

@@ -52,5 +52,5 @@ pub(crate) fn split_keys(units: usize, workers: usize, blocks_per_unit: usize, s
 
 /// The most units for which [`split_keys`] can say yes.
 pub(crate) fn max_split_units(workers: usize) -> usize {
-    if workers > 1 { TASKS_PER_WORKER * workers } else { 0 }
+    if workers > 1 { TASKS_PER_WORKER.saturating_mul(workers) } else { 0 }
 }

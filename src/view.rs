@@ -77,6 +77,19 @@ fn check_reach(
     Ok(())
 }
 
+/// Strides whose products with any index inside `shape` fit: those of axes that are never stepped along may be anything,
+/// and become harmless.
+fn stepped(len: usize, shape: [usize; 4], mut strides: [usize; 4]) -> [usize; 4] {
+    for axis in 0..4 {
+        if shape.contains(&0) {
+            strides[axis] = 0;
+        } else if shape[axis] == 1 {
+            strides[axis] = strides[axis].min(len);
+        }
+    }
+    strides
+}
+
 /// Shape and strides of `[batch, heads, tokens, dim]` in the given layout.
 fn layout_strides(shape: [usize; 4], layout: Layout) -> Result<[usize; 4], AttentionError> {
     let overflow = AttentionError::SizeOverflow { operand: "view" };
@@ -118,7 +131,7 @@ impl<'a, T> View<'a, T> {
         strides: [usize; 4],
     ) -> Result<Self, AttentionError> {
         check_reach("view", data.len(), shape, strides)?;
-        Ok(Self { data, shape, strides })
+        Ok(Self { data, shape, strides: stepped(data.len(), shape, strides) })
     }
 
     /// Queries, keys and values out of one packed projection `[batch, token, (q_heads + kv_heads + kv_heads) * dim]`,
@@ -176,7 +189,7 @@ impl<'a, T> View<'a, T> {
         self.shape
     }
 
-    /// Elements between neighbours along each axis.
+    /// Elements between neighbours along each axis; where there are none, whatever the view keeps.
     pub fn strides(&self) -> [usize; 4] {
         self.strides
     }
@@ -350,6 +363,7 @@ impl<'a, T> ViewMut<'a, T> {
             }
             span += (shape[axis] - 1) * strides[axis];
         }
+        let strides = stepped(data.len(), shape, strides);
         Ok(Self { data, shape, strides })
     }
 
@@ -358,7 +372,7 @@ impl<'a, T> ViewMut<'a, T> {
         self.shape
     }
 
-    /// Elements between neighbours along each axis.
+    /// Elements between neighbours along each axis; where there are none, whatever the view keeps.
     pub fn strides(&self) -> [usize; 4] {
         self.strides
     }

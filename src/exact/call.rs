@@ -6,7 +6,7 @@ use crate::error::AttentionError;
 use crate::inputs::{Inputs, Keys};
 use crate::mask::{Mask, TILE};
 use crate::problem::Problem;
-use crate::score::ScoreRules;
+use crate::score::{ScoreRules, in_log2};
 use crate::view::{AnyView, View};
 
 /// The two lengths of the order of operations that bits depend on.
@@ -171,9 +171,9 @@ fn check_rules<'a, Q: Element, T: Element>(
     mask_shape: [usize; 4],
 ) -> Result<ScoreRules<'a>, AttentionError> {
     let scale = inputs.scale.unwrap_or_else(|| (problem.head_dim as f32).sqrt().recip());
-    if !scale.is_finite() {
-        let got = scale.to_string();
-        return Err(AttentionError::Value { operand: "scale", expected: "a finite number", got });
+    if !in_log2(scale).is_finite() {
+        let (expected, got) = ("a number from -2.3e38 to 2.3e38", scale.to_string());
+        return Err(AttentionError::Value { operand: "scale", expected, got });
     }
     if let Some(cap) = inputs.softcap
         && !(1e-30..=1e30).contains(&cap)

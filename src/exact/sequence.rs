@@ -103,7 +103,7 @@ impl<'a> Sequences<'a> {
         let kv_len = self.kv_lens.map_or(keys.len(), |lens| lens[index]);
         let q_start = match self.q_start {
             QueryStart::TopLeft => 0,
-            QueryStart::BottomRight => kv_len as i64 - queries.len() as i64,
+            QueryStart::BottomRight => (kv_len as i64).saturating_sub(queries.len() as i64),
             QueryStart::At(start) => start,
             QueryStart::PerSequence(starts) => starts[index],
         };

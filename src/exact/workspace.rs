@@ -98,14 +98,18 @@ impl ScratchSizes {
         self.acc_stride
     }
 
-    /// Whether scratch of these sizes serves where `other` is needed.
-    pub(crate) fn hold(&self, other: &Self) -> bool {
-        self.bf16_dot == other.bf16_dot
-            && self.acc_stride == other.acc_stride
-            && self.acc >= other.acc
-            && self.queries >= other.queries
-            && self.keys >= other.keys
-            && self.values >= other.values
+    /// How much there is of everything; scratch serves where none of it is more.
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 7] {
+        let in_tier = |tier, size| if self.bf16_dot == tier { size } else { 0 };
+        [
+            ("elements for sums", self.acc),
+            ("elements for queries", in_tier(false, self.queries)),
+            ("elements for keys", in_tier(false, self.keys)),
+            ("pairs for queries in bf16", in_tier(true, self.queries)),
+            ("pairs for keys in bf16", in_tier(true, self.keys)),
+            ("pairs for values in bf16", self.values),
+            ("pairs for weights in bf16", self.weights),
+        ]
     }
 
     /// Elements in all.
@@ -137,9 +141,11 @@ impl Scratch {
         })
     }
 
-    /// Forgets packed keys; every call starts with it.
-    pub(crate) fn forget(&mut self) {
+    /// Forgets packed keys and takes on a plan's strides; every call starts with it.
+    pub(crate) fn start(&mut self, sizes: &ScratchSizes) {
         self.operands.packed = None;
+        self.operands.v_stride = sizes.acc_stride;
+        self.acc_stride = sizes.acc_stride;
     }
 
     pub(crate) fn bytes(&self) -> usize {
