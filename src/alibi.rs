@@ -11,8 +11,8 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     if heads == 0 {
         return Vec::new();
     }
-    let below = 1 << heads.ilog2();
-    let above = sequence(below * 2).step_by(2);
+    let below = 1usize << heads.ilog2();
+    let above = sequence(below.saturating_mul(2)).step_by(2);
     sequence(below).chain(above).take(heads).collect()
 }
 

@@ -108,7 +108,7 @@ impl fmt::Display for Explanation {
         )?;
         let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
             (1, true) => "too little work to wake another thread",
-            (1, false) => "no other thread in the plan or the pool",
+            (1, false) => "one task, or no other thread in the plan or the pool",
             _ => "enough work for all",
         };
         writeln!(f, "threads: {threads}, {why} (about {:.0} us on one)", self.estimated_microseconds)?;

@@ -166,6 +166,10 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
 
     /// Adds a dense bias to the scaled, capped scores. Shape `[batch, q_heads, q_len, kv_len]`, stored as f32, f16
     /// or bf16; an axis of size 1 repeats. -inf removes the key, as a mask does.
+    ///
+    /// A large negative number does not: below -2.36e38 (the lowest number of `f32` or `bf16`, which some frameworks
+    /// mask with, is) the biased score overflows to a weight of 0, and a row of nothing but such keys is NaN, not
+    /// empty. Such masks are to be given as -inf, or as a [`Mask`].
     pub fn bias(mut self, bias: impl Into<AnyView<'a>>) -> Self {
         self.bias = Some(bias.into());
         self

@@ -117,6 +117,9 @@ impl<'a> Intervals<'a> {
 
 /// Which keys each query may attend; parts compose by AND. Cheap to copy: it borrows its data.
 ///
+/// Windows compose with windows. Of every other part there is one: a call with a mask that was given two refuses it
+/// ([`AttentionError::Conflict`]) rather than forget one of them.
+///
 /// ```
 /// use lucid_attention::Mask;
 /// // Causal, at most 4096 keys back, and the second sequence has only 100 valid keys.
@@ -134,6 +137,8 @@ pub struct Mask<'a> {
     pub(crate) documents: Option<&'a [usize]>,
     pub(crate) intervals: Option<Intervals<'a>>,
     pub(crate) allowed: Option<View<'a, bool>>,
+    /// A part that was given twice.
+    pub(crate) repeated: Option<&'static str>,
 }
 
 /// One (query, key) pair, as [`Mask::allows`] is asked about it.
@@ -163,6 +168,7 @@ impl<'a> Mask<'a> {
         documents: None,
         intervals: None,
         allowed: None,
+        repeated: None,
     };
 
     /// Keys at or before the query: `k_pos <= q_pos`.
@@ -198,6 +204,7 @@ impl<'a> Mask<'a> {
 
     /// Sequence `s` has only `kv_lens[s]` valid keys; what lies beyond is never read into the result.
     pub fn kv_lens(mut self, kv_lens: &'a [usize]) -> Self {
+        self.note_repeated("mask.kv_lens", self.kv_lens.is_some());
         self.kv_lens = Some(kv_lens);
         self
     }
@@ -207,20 +214,37 @@ impl<'a> Mask<'a> {
     /// documents see nothing. For sequences that lie packed in one buffer but are independent, see
     /// [`Ragged`](crate::Ragged), which also restarts positions.
     pub fn documents(mut self, boundaries: &'a [usize]) -> Self {
+        self.note_repeated("mask.documents", self.documents.is_some());
         self.documents = Some(boundaries);
         self
     }
 
     /// Only keys in the row's spans.
     pub fn intervals(mut self, intervals: Intervals<'a>) -> Self {
+        self.note_repeated("mask.intervals", self.intervals.is_some());
         self.intervals = Some(intervals);
         self
     }
 
     /// Only keys whose entry is `true`. Shape `[batch, q_heads, q_len, kv_len]`; an axis of size 1 repeats.
     pub fn allowed(mut self, allowed: View<'a, bool>) -> Self {
+        self.note_repeated("mask.allowed", self.allowed.is_some());
         self.allowed = Some(allowed);
         self
+    }
+
+    fn note_repeated(&mut self, part: &'static str, is_there: bool) {
+        if is_there {
+            self.repeated = Some(part);
+        }
+    }
+
+    /// Refuses a mask that would forget a part.
+    pub(crate) fn check_repeated(&self) -> Result<(), AttentionError> {
+        let reason = "a mask has one of them; combine the two first";
+        self.repeated.map_or(Ok(()), |operand| {
+            Err(AttentionError::Conflict { operand, other: "another of its kind", reason })
+        })
     }
 
     /// Whether the answer depends on where the queries stand.
@@ -380,6 +404,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_row_has_its_own_spans() {
+        // Row r of [2, 2, 3] is the span r..r + 1; of [1, 2, 3] and [2, 1, 3] some repeat.
+        let spans: Vec<Span> = (0..12).map(|start| Span { start, end: start + 1 }).collect();
+        let offsets: Vec<usize> = (0..=12).collect();
+        let first = |list: &Intervals<'_>, index: [usize; 3]| list.row(index[0], index[1], index[2])[0].start;
+        let all = Intervals::new([2, 2, 3], &offsets, &spans).unwrap();
+        let shared_batch = Intervals::new([1, 2, 3], &offsets[..7], &spans[..6]).unwrap();
+        let shared_head = Intervals::new([2, 1, 3], &offsets[..7], &spans[..6]).unwrap();
+        for (index, expected) in
+            [([0, 0, 0], [0, 0, 0]), ([0, 1, 2], [5, 5, 2]), ([1, 0, 1], [7, 1, 4]), ([1, 1, 2], [11, 5, 5])]
+        {
+            let got = [&all, &shared_batch, &shared_head].map(|list| first(list, index));
+            assert_eq!(got, expected, "the row at {index:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_given_twice_is_refused() {
+        let (yes, lens, none) = ([true], [1], Mask::NONE);
+        let allowed = View::new(&yes, [1, 1, 1, 1]).unwrap();
+        let intervals = Intervals::new([1, 1, 1], &[0, 0], &[]).unwrap();
+        let twice = [
+            none.allowed(allowed).allowed(allowed),
+            none.kv_lens(&lens).kv_lens(&lens),
+            none.documents(&lens).documents(&lens),
+            none.intervals(intervals).intervals(intervals),
+        ];
+        for mask in twice {
+            let q = View::new(&[1.0f32], [1, 1, 1, 1]).unwrap();
+            let inputs = crate::Inputs::new(q, q, q).mask(mask);
+            let refused =
+                |error| matches!(error, AttentionError::Conflict { other: "another of its kind", .. });
+            assert!(crate::attention(&inputs).is_err_and(refused), "run: {mask:?}");
+            assert!(crate::reference::attention(&inputs).is_err_and(refused), "reference: {mask:?}");
+        }
+        let windows = none.window(Some(1), None).window(None, Some(1)).last_n_keys(3);
+        assert!(windows.check_repeated().is_ok(), "windows compose");
     }
 
     #[test]

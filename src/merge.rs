@@ -74,39 +74,49 @@ impl<Q: Element> Kernel for Merge<'_, '_, Q> {
         let strides = out.strides();
         for (index, (lse, &other_lse)) in lse.iter_mut().zip(other_lse).enumerate() {
             let [b, h, t] = [index / tokens / heads, index / tokens % heads, index % tokens];
-            let (own, factor, merged) = weights(isa, *lse, other_lse);
-            *lse = merged;
+            let joint = join(isa, lse, other_lse);
             if dim == 0 {
                 continue;
             }
             let at = b * strides[0] + h * strides[1] + t * strides[2];
             let row = &mut out.data_mut()[at..][..dim];
             let other = &other.from(b, h, t)[..dim];
-            if factor == 0.0 && own == 1.0 {
-                continue;
+            match joint {
+                Joint::Own => {}
+                Joint::Other => row.copy_from_slice(other),
+                Joint::Both { own, factor } => merge_row(isa, row, own, other, factor),
             }
-            if own == 0.0 && factor == 1.0 {
-                row.copy_from_slice(other);
-                continue;
-            }
-            merge_row(isa, row, own, other, factor);
         }
     }
 }
 
-/// The factors of both rows and the joint LSE. Exactly (1, 0) or (0, 1) if one part has no keys.
+/// What a joint row is made of. A part without keys is told by its LSE, never by a factor of 0: what is NaN or infinite
+/// in a part that has keys shows, however little it weighs, as it would in one call over all of them.
+enum Joint {
+    Own,
+    Other,
+    Both { own: f32, factor: f32 },
+}
+
+/// Joins the LSEs.
 #[inline(always)]
-fn weights<I: Isa>(isa: I, own: f32, other: f32) -> (f32, f32, f32) {
+fn join<I: Isa>(isa: I, lse: &mut f32, other: f32) -> Joint {
+    if lse.is_nan() || other.is_nan() {
+        *lse = f32::NAN;
+        return Joint::Both { own: f32::NAN, factor: f32::NAN };
+    }
     if other == f32::NEG_INFINITY {
-        return (1.0, 0.0, own);
+        return Joint::Own;
     }
-    if own == f32::NEG_INFINITY {
-        return (0.0, 1.0, other);
+    if *lse == f32::NEG_INFINITY {
+        *lse = other;
+        return Joint::Other;
     }
-    let max = if other > own { other } else { own };
-    let (a, b) = (exp(isa, own - max), exp(isa, other - max));
+    let max = if other > *lse { other } else { *lse };
+    let (a, b) = (exp(isa, *lse - max), exp(isa, other - max));
     let sum = a + b;
-    (a / sum, b / sum, max + math::log2(sum) * LN_2)
+    *lse = max + math::log2(sum) * LN_2;
+    Joint::Both { own: a / sum, factor: b / sum }
 }
 
 #[inline(always)]
@@ -127,5 +137,64 @@ fn merge_row<I: Isa, Q: Element>(isa: I, row: &mut [Q], own: f32, other: &[Q], f
         Q::store(isa, merged, &mut padded);
         row.copy_from_slice(&padded[..row.len()]);
         at += I::LANES;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    const INF: f32 = f32::INFINITY;
+
+    /// One row of one element.
+    fn merged(own: (f32, f32), other: (f32, f32)) -> (f32, f32) {
+        let (mut out, mut lse) = ([own.0], [own.1]);
+        let shape = [1, 1, 1, 1];
+        let target = ViewMut::new(&mut out, shape).unwrap();
+        merge(target, &mut lse, View::new(&[other.0], shape).unwrap(), &[other.1]).unwrap();
+        (out[0], lse[0])
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_however_little_it_weighs() {
+        for (own, other) in [((1.0, 500.0), (f32::NAN, -500.0)), ((f32::NAN, -500.0), (1.0, 500.0))] {
+            assert!(merged(own, other).0.is_nan(), "{own:?} and {other:?}: an output");
+        }
+        assert!(merged((1.0, 500.0), (INF, -500.0)).0.is_nan(), "inf times a weight of 0, as in one call");
+        for (own, other) in
+            [((1.0, f32::NAN), (2.0, 0.0)), ((1.0, f32::NAN), (2.0, -INF)), ((1.0, -INF), (2.0, f32::NAN))]
+        {
+            let (out, lse) = merged(own, other);
+            assert!(out.is_nan() && lse.is_nan(), "{own:?} and {other:?}: an LSE");
+        }
+    }
+
+    #[test]
+    fn a_part_without_keys_changes_no_bit() {
+        assert_eq!(
+            merged((-0.0, 2.0), (f32::NAN, -INF)).0.to_bits(),
+            (-0.0f32).to_bits(),
+            "the other is empty"
+        );
+        assert_eq!(
+            merged((f32::NAN, -INF), (-0.0, 2.0)).0.to_bits(),
+            (-0.0f32).to_bits(),
+            "this one is empty"
+        );
+        assert_eq!(merged((0.0, -INF), (0.0, -INF)), (0.0, -INF), "both are");
+    }
+
+    #[test]
+    fn strided_rows_in_half_precision() {
+        let numbers = |from: f32| (0..40).map(|i| f16::from_f32(from + i as f32)).collect::<Vec<_>>();
+        let (mut out, other) = (numbers(0.0), numbers(100.0));
+        let (shape, strides) = ([1, 2, 1, 18], [40, 20, 20, 1]);
+        let target = ViewMut::with_strides(&mut out, shape, strides).unwrap();
+        merge(target, &mut [0.0; 2], View::with_strides(&other, shape, strides).unwrap(), &[0.0; 2]).unwrap();
+        for (index, x) in out.iter().enumerate() {
+            let mean = if index % 20 < 18 { 50.0 } else { 0.0 };
+            assert_eq!(x.to_f32(), mean + index as f32, "element {index}: a mean of two, or a gap");
+        }
     }
 }

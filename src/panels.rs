@@ -24,8 +24,8 @@ pub(crate) const PANEL: usize = 64;
 /// The keys of a batch of sequences, held in panels of 64, with room for a fixed number of tokens.
 ///
 /// Attention over panels gives the same bits as attention over the rows they were built from, at the speed of memory
-/// when there are few queries. All sequences have the same length; shorter ones are described by
-/// [`Mask::kv_lens`](crate::Mask::kv_lens).
+/// when there are few queries. All sequences grow together: a batch whose sequences have different lengths keeps one
+/// `KeyPanels` per sequence, or is padded at its end ([`Mask::kv_lens`](crate::Mask::kv_lens)) and not appended to.
 ///
 /// ```
 /// use lucid_attention::{KeyPanels, View};

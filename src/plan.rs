@@ -133,8 +133,6 @@ impl Plan {
         }
         let max_threads = match options.max_threads {
             Some(threads) => threads,
-            // A problem that is never worth more than one thread need not ask how many there are, which would start
-            // the global pool.
             None => parallel::workers(usize::MAX),
         };
         let sizes = ScratchSizes::new(problem, options.bf16_dot)?;
@@ -325,7 +323,12 @@ fn score_targets<'a, Q: Element, T: Element>(
 /// # Errors
 /// As [`Plan::new`] and [`Plan::run`], or memory cannot be had.
 pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Q>, AttentionError> {
-    let plan = Plan::new(&Problem::of(inputs))?;
+    let problem = Problem::of(inputs);
+    problem.validate()?;
+    // Scratch for as many threads as the call will use, not for all there are.
+    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, usize::MAX).workers;
+    let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
+    let plan = Plan::with_options(&problem, &options)?;
     let shape = inputs.output_shape();
     let size = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
     let size = size.ok_or(AttentionError::SizeOverflow { operand: "out" })?;

@@ -168,6 +168,7 @@ pub fn for_each_row<Q: Element, T: Element>(
     mut visit: impl FnMut(&Row<'_>),
 ) -> Result<(), AttentionError> {
     crate::Problem::of(inputs).validate()?;
+    inputs.mask.check_repeated()?;
     let sequences = sequences(inputs)?;
     check(inputs, &sequences)?;
     let ([_, q_heads, _, head_dim], [_, kv_heads, _, v_dim]) = (inputs.q.shape(), inputs.v.shape());

@@ -204,10 +204,7 @@ fn everything_of<Q: Element, T: Element>(
         View::new(&v, shape(operands.v.shape)).expect(view),
     );
     let (starts, lens) = (pick(&operands.starts, order, batch), pick(&operands.kv_lens, order, batch));
-    let mut mask = operands.mask();
-    if operands.rules.kv_lens {
-        mask = mask.kv_lens(&lens);
-    }
+    let mask = operands.mask_with(&lens, operands.allowed.as_ref().map(Operand::view));
     if operands.rules.start.is_some() {
         inputs = inputs.q_start(QueryStart::PerSequence(&starts));
     }

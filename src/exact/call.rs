@@ -1,6 +1,6 @@
 //! A call's operands, checked and resolved: what the engine works from.
 
-use super::sequence::Sequences;
+use super::sequence::{Sequence, Sequences};
 use crate::element::Element;
 use crate::error::AttentionError;
 use crate::inputs::{Inputs, Keys};
@@ -75,17 +75,19 @@ impl<'a, T: Element> Call<'a, T> {
 impl<T: Element> Call<'_, T> {
     /// An estimate of the work from sizes and simple masks: multiply-adds, and bytes of keys and values.
     pub(crate) fn work(&self) -> [f64; 2] {
-        let Problem { q_heads, kv_heads, head_dim, v_dim, max_q_len, max_kv_len, .. } = self.problem;
-        let dims = (head_dim + v_dim) as f64;
-        let visible = match self.mask.left {
-            Some(left) => (left.saturating_add(max_q_len)).min(max_kv_len),
-            None => max_kv_len,
-        } as f64;
-        let half = if self.mask.causal && max_q_len > 1 { 0.5 } else { 1.0 };
-        let sequences = self.sequences.count() as f64;
-        let multiply_adds = sequences * q_heads as f64 * max_q_len as f64 * visible * dims * half;
-        let kv_bytes = sequences * kv_heads as f64 * visible * dims * T::DTYPE.bytes() as f64;
-        [multiply_adds, kv_bytes]
+        let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
+        let count = self.sequences.count();
+        let (counted, times) = if self.sequences.are_alike() { (count.min(1), count) } else { (count, 1) };
+        let (mut pairs, mut keys) = (0.0, 0.0);
+        for Sequence { q_len, kv_len, .. } in (0..counted).map(|index| self.sequences.get(index)) {
+            let visible = self.mask.left.map_or(kv_len, |left| left.saturating_add(q_len).min(kv_len)) as f64;
+            let half = if self.mask.causal && q_len > 1 { 0.5 } else { 1.0 };
+            pairs += q_len as f64 * visible * half;
+            keys += visible;
+        }
+        let dims = (head_dim + v_dim) as f64 * times as f64;
+        let bytes = T::DTYPE.bytes() as f64;
+        [pairs * q_heads as f64 * dims, keys * kv_heads as f64 * dims * bytes]
     }
 }
 
@@ -139,6 +141,7 @@ fn check_operands<Q: Element, T: Element>(
 
 /// The mask with its dense part stretched, all its lists checked.
 fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, AttentionError> {
+    mask.check_repeated()?;
     let mut mask = *mask;
     if mask.last_n == Some(0) {
         return Err(AttentionError::Value {

@@ -40,7 +40,9 @@ impl Grid {
         let blocks_per_unit = rows.div_ceil(block_rows.max(1));
         let splits = problem.max_kv_len.div_ceil(call.order.split);
         let split = tile::split_keys(units, workers, blocks_per_unit, splits);
-        Self { units, rows, block_rows, blocks_per_unit, splits: if split { splits } else { 1 }, workers }
+        let splits = if split { splits } else { 1 };
+        let tasks = units.saturating_mul(blocks_per_unit).saturating_mul(splits);
+        Self { units, rows, block_rows, blocks_per_unit, splits, workers: workers.min(tasks.max(1)) }
     }
 
     /// The block of a task; empty where a ragged batch has a shorter sequence.

@@ -87,6 +87,11 @@ impl<'a> Sequences<'a> {
         self.ragged.map_or(self.batch, |ragged| ragged.q_bounds.len() - 1)
     }
 
+    /// Whether all have the same lengths.
+    pub(crate) fn are_alike(&self) -> bool {
+        self.ragged.is_none() && self.kv_lens.is_none()
+    }
+
     /// Query and key tokens of a sequence in the operands.
     fn bounds(&self, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         match self.ragged {

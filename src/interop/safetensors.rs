@@ -21,14 +21,16 @@ impl<'a, T: Element> TryFrom<&TensorView<'a>> for View<'a, T> {
         if tensor.dtype() != expected {
             return Err(refused("the element type of the view", format!("{:?}", tensor.dtype())));
         }
+        if cfg!(target_endian = "big") {
+            return Err(refused("a little-endian machine, as the format is", "a big-endian one".to_owned()));
+        }
         let axes = tensor.shape();
         if axes.len() > 4 {
             return Err(refused("at most four axes", format!("{axes:?}")));
         }
         let mut shape = [1; 4];
         shape[4 - axes.len()..].copy_from_slice(axes);
-        // SAFETY: any bytes are a value of an `Element`: plain numbers, little-endian as the machine is (checked by the
-        // format's readers); `align_to` sees to alignment.
+        // SAFETY: any bytes are a value of an `Element`: plain numbers; `align_to` sees to alignment.
         let (before, data, _) = unsafe { tensor.data().align_to::<T>() };
         if !before.is_empty() {
             return Err(refused("data aligned for its type", format!("{} stray bytes", before.len())));

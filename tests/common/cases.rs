@@ -693,7 +693,7 @@ pub struct Operands<Q: Element, T: Element> {
     interval_shape: [usize; 3],
     offsets: Vec<usize>,
     spans: Vec<Span>,
-    allowed: Option<Operand<bool>>,
+    pub allowed: Option<Operand<bool>>,
     bias: Option<Bias>,
     slopes: Vec<f32>,
     sinks: Vec<f32>,
@@ -701,6 +701,11 @@ pub struct Operands<Q: Element, T: Element> {
 
 impl<Q: Element, T: Element> Operands<Q, T> {
     pub fn mask(&self) -> Mask<'_> {
+        self.mask_with(&self.kv_lens, self.allowed.as_ref().map(Operand::view))
+    }
+
+    /// The mask with other key lengths and another dense part, where it has them.
+    pub fn mask_with<'a>(&'a self, lens: &'a [usize], allowed: Option<View<'a, bool>>) -> Mask<'a> {
         let Rules { causal, prefix, left, right, last_n, kv_lens, documents, intervals, .. } = self.rules;
         let mut mask = match (prefix, causal) {
             (true, _) => Mask::prefix_lm(&self.prefix),
@@ -712,7 +717,7 @@ impl<Q: Element, T: Element> Operands<Q, T> {
             mask = mask.last_n_keys(n);
         }
         if kv_lens {
-            mask = mask.kv_lens(&self.kv_lens);
+            mask = mask.kv_lens(lens);
         }
         if documents {
             mask = mask.documents(&self.documents);
@@ -721,10 +726,7 @@ impl<Q: Element, T: Element> Operands<Q, T> {
             let list = Intervals::new(self.interval_shape, &self.offsets, &self.spans);
             mask = mask.intervals(list.expect("sorted spans"));
         }
-        if let Some(allowed) = &self.allowed {
-            mask = mask.allowed(allowed.view());
-        }
-        mask
+        allowed.map_or(mask, |allowed| mask.allowed(allowed))
     }
 
     pub fn inputs(&self) -> Inputs<'_, Q, T> {
@@ -775,10 +777,8 @@ impl<Q: Element, T: Element> Operands<Q, T> {
             Some(Start::PerSequence) => self.starts[0],
         };
         let v = slice(&self.v, 0..keys.shape()[2]);
-        let mut mask = self.mask();
-        if let Some(allowed) = &self.allowed {
-            mask = mask.allowed(rows_of(allowed, queries.clone()));
-        }
+        let allowed = self.allowed.as_ref().map(|allowed| rows_of(allowed, queries.clone()));
+        let mask = self.mask_with(&self.kv_lens, allowed);
         let inputs = self.options(Inputs::new(slice(&self.q, queries.clone()), keys, v).mask(mask));
         let inputs = inputs.q_start(QueryStart::At(first + queries.start as i64));
         match &self.bias {
