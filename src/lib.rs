@@ -17,7 +17,6 @@ extern crate self as lucid_attention; // the integration tests' modules name the
 mod alibi;
 mod element;
 mod error;
-#[allow(unsafe_code, reason = "tasks claim disjoint output rows")]
 mod exact;
 mod explain;
 mod inputs;

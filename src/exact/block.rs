@@ -81,9 +81,15 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
         compute::<I, E, T>(isa, call, block, scratch);
         let Scratch { rows, total, acc_stride, .. } = scratch;
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
-            match &end {
-                End::Finish(targets) => finish_row(isa, call, &block.sequence, row, acc, targets),
-                End::Keep { partials, unit, split } => partials.put([*unit, *split, index], &row.total, acc),
+            // SAFETY: a call's blocks partition its rows (those of a unit's splits: its parts), and a block is one
+            // task's, see `grid`.
+            unsafe {
+                match &end {
+                    End::Finish(targets) => finish_row(isa, call, &block.sequence, row, acc, targets),
+                    End::Keep { partials, unit, split } => {
+                        partials.put([*unit, *split, index], &row.total, acc);
+                    }
+                }
             }
         }
     }

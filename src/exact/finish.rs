@@ -33,8 +33,11 @@ pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial,
 }
 
 /// Finishes one row: `acc` is its output row before division.
+///
+/// # Safety
+/// - No other task finishes the same row of the same targets.
 #[inline(always)]
-pub(crate) fn finish_row<I: Isa, T: Element>(
+pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     sequence: &Sequence,
@@ -57,18 +60,21 @@ pub(crate) fn finish_row<I: Isa, T: Element>(
     } else {
         acc.fill(0.0);
     }
-    match targets.out {
-        AnyRows::F32(rows) => store(isa, acc, divisor, &rows, place),
-        AnyRows::F16(rows) => store(isa, acc, divisor, &rows, place),
-        AnyRows::Bf16(rows) => store(isa, acc, divisor, &rows, place),
-    }
-    if let Some(rows) = &targets.lse {
-        put(rows, place, lse(state));
-    }
-    if let Some(rows) = &targets.row_max {
-        // A NaN may hide from the maximum, but not from the sum.
-        let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
-        put(rows, place, max);
+    // A NaN may hide from the maximum, but not from the sum.
+    let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
+    // SAFETY: the row is the caller's alone, in each of the targets.
+    unsafe {
+        match targets.out {
+            AnyRows::F32(rows) => store(isa, acc, divisor, &rows, place),
+            AnyRows::F16(rows) => store(isa, acc, divisor, &rows, place),
+            AnyRows::Bf16(rows) => store(isa, acc, divisor, &rows, place),
+        }
+        if let Some(rows) = &targets.lse {
+            put(rows, place, lse(state));
+        }
+        if let Some(rows) = &targets.row_max {
+            put(rows, place, max);
+        }
     }
 }
 
@@ -77,21 +83,25 @@ fn lse(state: &Partial) -> f32 {
     if state.seen { (state.max + math::log2(state.sum)) * LN_2 } else { f32::NEG_INFINITY }
 }
 
+/// # Safety
+/// - As [`SharedRows::row`].
 #[inline(always)]
-fn store<I: Isa, Q: Element>(
+unsafe fn store<I: Isa, Q: Element>(
     isa: I,
     acc: &[f32],
     divisor: f32,
     rows: &SharedRows<'_, Q>,
     (b, h, t): (usize, usize, usize),
 ) {
-    // SAFETY: a call's blocks partition its rows, and a row is finished once, by the task that owns its block.
+    // SAFETY: this function's own.
     let out = unsafe { rows.row(b, h, t) };
     store_row(isa, &acc[..out.len()], divisor, out);
 }
 
-fn put(rows: &SharedRows<'_, f32>, (b, h, t): (usize, usize, usize), value: f32) {
-    // SAFETY: as in `store`.
+/// # Safety
+/// - As [`SharedRows::row`].
+unsafe fn put(rows: &SharedRows<'_, f32>, (b, h, t): (usize, usize, usize), value: f32) {
+    // SAFETY: this function's own.
     if let [slot] = unsafe { rows.row(b, h, t) } {
         *slot = value;
     }

@@ -147,8 +147,11 @@ impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
         describe_rows(self.call, self.block, rows);
         let acc = &mut total[..*acc_stride];
         for (index, row) in rows.iter_mut().enumerate() {
-            row.total = self.partials.merge(isa, self.unit, self.splits, index, acc);
-            finish_row(isa, self.call, &self.block.sequence, row, acc, self.targets);
+            // SAFETY: units are merged one after another, when all tasks are done, and each has its own rows.
+            unsafe {
+                row.total = self.partials.merge(isa, self.unit, self.splits, index, acc);
+                finish_row(isa, self.call, &self.block.sequence, row, acc, self.targets);
+            }
         }
     }
 }

@@ -30,15 +30,21 @@
 //! | `workspace.rs` | scratch |
 
 pub(crate) mod bf16_dot;
+#[allow(unsafe_code, reason = "a block's rows are its task's")]
 pub(crate) mod block;
 pub(crate) mod call;
+#[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod finish;
 pub(crate) mod fma;
+#[allow(unsafe_code, reason = "deals rows to tasks")]
 pub(crate) mod grid;
+#[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;
+#[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod scores;
 pub(crate) mod sequence;
 #[cfg(test)]
+#[allow(unsafe_code, reason = "memory next to inaccessible pages")]
 mod tests;
 pub(crate) mod tier;
 pub(crate) mod workspace;

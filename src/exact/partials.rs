@@ -31,9 +31,12 @@ impl<'a> Partials<'a> {
     }
 
     /// Keeps a part.
+    ///
+    /// # Safety
+    /// - No other task works on the parts of this `[unit, split]` meanwhile.
     #[inline(always)]
-    pub(crate) fn put(&self, [unit, split, row]: [usize; 3], state: &Partial, acc: &[f32]) {
-        // SAFETY: each (unit, split) is one task's.
+    pub(crate) unsafe fn put(&self, [unit, split, row]: [usize; 3], state: &Partial, acc: &[f32]) {
+        // SAFETY: the row lies in the part, which is the caller's alone.
         let slot = unsafe { self.rows.row(unit, split, row) };
         slot[0] = state.max;
         slot[1] = state.sum;
@@ -42,8 +45,11 @@ impl<'a> Partials<'a> {
     }
 
     /// Joins a row's parts in key order into `acc`, which it overwrites.
+    ///
+    /// # Safety
+    /// - No other task works on the parts of this `unit` meanwhile.
     #[inline(always)]
-    pub(crate) fn merge<I: Isa>(
+    pub(crate) unsafe fn merge<I: Isa>(
         &self,
         isa: I,
         unit: usize,
@@ -53,7 +59,7 @@ impl<'a> Partials<'a> {
     ) -> Partial {
         let mut total = Partial::EMPTY;
         for split in 0..splits {
-            // SAFETY: parts are all there when they are merged, and each row is merged by one task.
+            // SAFETY: the row lies in a part of the unit, which is the caller's alone.
             let slot = unsafe { self.rows.row(unit, split, row) };
             let later = Partial { max: slot[0], sum: slot[1], seen: slot[2] != 0.0 };
             join(isa, (&mut total, acc), (&later, &slot[HEADER..]));
