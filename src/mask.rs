@@ -334,12 +334,16 @@ impl<'a> Mask<'a> {
         }
         if let Some(view) = self.allowed {
             let row = view.from(row.sequence, row.q_head, row.query);
-            let step = view.strides()[3];
-            let mut allowed = TileBits::default();
-            for key in 0..keys {
-                let bit = u64::from(row[(tile_start + key) * step]);
-                allowed[key / 64] |= bit << (key % 64);
-            }
+            let allowed = match view.strides()[3] {
+                1 => bits_of(&row[tile_start..][..keys]),
+                step => {
+                    let mut allowed = [false; TILE];
+                    for (key, allowed) in allowed.iter_mut().enumerate().take(keys) {
+                        *allowed = row[(tile_start + key) * step];
+                    }
+                    bits_of(&allowed[..keys])
+                }
+            };
             intersect(bits, &allowed);
         }
     }
@@ -379,6 +383,22 @@ pub(crate) fn set_range(bits: &mut TileBits, range: Range<usize>) {
     }
 }
 
+/// At most [`TILE`] booleans as bits, eight at a time.
+fn bits_of(allowed: &[bool]) -> TileBits {
+    // The product brings bit 0 of byte i to bit 56 + i: byte i has a factor of 2^(56 - 7 i), and no two terms meet.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let mut bits = TileBits::default();
+    let (eights, rest) = allowed.as_chunks::<8>();
+    for (index, eight) in eights.iter().enumerate() {
+        let bytes = u64::from_le_bytes(eight.map(u8::from));
+        bits[index / 8] |= (bytes.wrapping_mul(GATHER) >> 56) << (index % 8 * 8);
+    }
+    for (key, &allowed) in (eights.len() * 8..).zip(rest) {
+        bits[key / 64] |= u64::from(allowed) << (key % 64);
+    }
+    bits
+}
+
 fn intersect(bits: &mut TileBits, other: &TileBits) {
     for (word, other) in bits.iter_mut().zip(other) {
         *word &= other;
@@ -402,6 +422,23 @@ mod tests {
                         "{start}..{end} at {key}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_of_booleans() {
+        let mut state = 1u64;
+        for len in 0..=TILE {
+            let mut next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+                state >> 63 == 1
+            };
+            let allowed: Vec<bool> = (0..len).map(|_| next()).collect();
+            let bits = bits_of(&allowed);
+            for key in 0..TILE {
+                let expected = allowed.get(key) == Some(&true);
+                assert_eq!(bits[key / 64] >> (key % 64) & 1 == 1, expected, "key {key} of {len}");
             }
         }
     }
