@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Per tile and group of rows: 256 keys and values read once (from L2 when a block has more than one group), weights
-//! stay in L1. A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of
+//! stay in L1. (Taking each panel of 64 keys through all groups before the next, so that it comes from L2 once, needs the
+//! scores of the whole block in L2 instead: 2 points of the multiply-add peak less, bench `roofline`.) A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of
 //! keys that all rows share do, and only the ragged ends look at weights one by one.
 //!
 //! Prefill and decode differ in where keys come from and how rows are cut into blocks, not in this loop: which is why a
