@@ -243,7 +243,8 @@ impl ScoreStage {
 /// A request for scores or probabilities, in `f32`.
 ///
 /// The output has shape `[batch, heads, rows, kv_len]`: all query heads and rows, or those chosen, in the order
-/// given. Only what is asked for is computed and held. Keys beyond a sequence's key length get -inf (0 at
+/// given. Only what is asked for is computed and held. In a ragged batch rows are the tokens of the operand, keys count
+/// within the row's sequence, and the last axis has room for all key tokens. Keys beyond a sequence's key length get -inf (0 at
 /// [`ScoreStage::Softmax`]).
 #[derive(Debug)]
 pub struct Scores<'a> {

@@ -337,7 +337,8 @@ fn sequences<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Se
     let sequence = |(index, (batch, queries, mut keys)): (usize, (usize, Range<usize>, Range<usize>))| {
         let (q_len, kv_len) = (queries.len(), keys.len());
         if let Some(lens) = inputs.mask.kv_lens {
-            let valid = per_sequence("kv_lens", lens, index, count)?;
+            check_size("kv_lens", "entries", count, lens.len())?;
+            let valid = lens[index];
             if valid > kv_len {
                 let (operand, axis) = ("kv_lens", "kv_len");
                 return Err(AttentionError::TooLarge { operand, axis, limit: kv_len, got: valid });
@@ -414,6 +415,10 @@ fn check<Q: Element, T: Element>(
     check_size("sinks", "q_heads", q_heads, inputs.sinks.map_or(q_heads, <[f32]>::len))?;
     if let (Some(prefix), Some(last)) = (inputs.mask.prefix, sequences.len().checked_sub(1)) {
         per_sequence("prefix", prefix, last, sequences.len())?;
+    }
+    if inputs.mask.documents.is_some_and(|bounds| bounds.windows(2).any(|pair| pair[0] > pair[1])) {
+        let (operand, expected, got) = ("mask.documents", "ascending boundaries", "others".to_owned());
+        return Err(AttentionError::Value { operand, expected, got });
     }
     let [queries, keys] = longest(inputs);
     let full = [sequences.len(), q_heads, queries, keys];

@@ -13,9 +13,11 @@
 //! ```
 //!
 //! Per tile and group of rows: 256 keys and values read once (from L2 when a block has more than one group), weights
-//! stay in L1. (Taking each panel of 64 keys through all groups before the next, so that it comes from L2 once, needs the
-//! scores of the whole block in L2 instead: 2 points of the multiply-add peak less, bench `roofline`.) A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of
-//! keys that all rows share do, and only the ragged ends look at weights one by one.
+//! stay in L1. Taking each panel of 64 keys through all groups before the next, so that it comes from L2 once, would need
+//! the scores of the whole block in L2 instead, and loses 2 points of the multiply-add peak (bench `roofline`).
+//!
+//! A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of keys that all rows
+//! share do, and only the ragged ends look at weights one by one.
 //!
 //! Prefill and decode differ in where keys come from and how rows are cut into blocks, not in this loop: which is why a
 //! row has the same bits in both. How operands are laid out and what a step of a sum is, the [`Tier`] says.
