@@ -9,7 +9,7 @@
 //! it is timed a case is checked against the f64 reference, as far as that is affordable. Decode is quoted against
 //! memory even where its keys fit a cache: a share above 100 % says so.
 //!
-//! `--floor` runs the few cases that have a floor (half of what they reach on a quiet machine) and fails when one is
+//! `--floor` runs the few cases that have a floor (at most half of what they reach on a quiet machine) and fails when one is
 //! below it twice: what it catches is a lost inlining or a spilled register tile, not noise. `--json` prints one object
 //! a line.
 
