@@ -17,12 +17,12 @@
 //! q, k, v and the output are stored in `dtype`. A causal mask aligns query 0 with key 0. Times are of planned calls
 //! inside a rayon pool of `threads` threads; reading, conversion and planning are not counted.
 //!
-//! Environment: `LUCID_LEVEL` forces a level, `LUCID_PANELS=1` holds K in `KeyPanels` before timing,
+//! Environment: `LUCID_LEVEL` forces a level, `LUCID_PANELS=1` holds K and V in a `KvCache` before timing,
 //! `LUCID_BF16_DOT=1` selects the bf16 dot-product tier.
 
 use half::{bf16, f16};
 use lucid_attention::{
-    Element, Inputs, KeyPanels, Keys, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View, ViewMut,
+    AttentionError, Element, Inputs, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View, ViewMut,
 };
 use serde::Deserialize;
 use std::error::Error;
@@ -68,11 +68,11 @@ fn time<T: Element>(request: &Request) -> Result<Vec<f64>, Box<dyn Error>> {
     let [batch, q_heads, kv_heads, q_len, kv_len, dim, causal] = request.case;
     let (q_shape, kv_shape) = ([batch, q_heads, q_len, dim], [batch, kv_heads, kv_len, dim]);
     let [q, k, v] = read::<T>(&request.data, [q_shape, kv_shape, kv_shape])?;
-    let rows = View::new(&k, kv_shape)?;
-    let panels = flag("LUCID_PANELS").then(|| KeyPanels::from_rows(rows, kv_len)).transpose()?;
-    let keys = panels.as_ref().map_or(Keys::Rows(rows), Keys::Panels);
+    let (q, k, v) = (View::new(&q, q_shape)?, View::new(&k, kv_shape)?, View::new(&v, kv_shape)?);
+    let borrowed = Inputs::new(q, k, v);
+    let cache = flag("LUCID_PANELS").then(|| filled(k, v, &Problem::of(&borrowed))).transpose()?;
+    let inputs = cache.as_ref().map_or(borrowed, |cache| cache.inputs(q));
     let mask = if causal != 0 { Mask::causal() } else { Mask::NONE };
-    let inputs = Inputs::new(View::new(&q, q_shape)?, keys, View::new(&v, kv_shape)?);
     let inputs = inputs.mask(mask).q_start(QueryStart::TopLeft);
 
     let options = PlanOptions { bf16_dot: flag("LUCID_BF16_DOT"), ..PlanOptions::default() };
@@ -91,6 +91,16 @@ fn time<T: Element>(request: &Request) -> Result<Vec<f64>, Box<dyn Error>> {
     let bytes: Vec<u8> = out.iter().flat_map(|x| x.to_f32().to_le_bytes()).collect();
     std::fs::write(&request.out, bytes)?;
     Ok(times)
+}
+
+fn filled<T: Element>(
+    k: View<'_, T>,
+    v: View<'_, T>,
+    problem: &Problem,
+) -> Result<KvCache<T>, AttentionError> {
+    let mut cache = KvCache::new(k.shape()[0], problem)?;
+    cache.append(k, v)?;
+    Ok(cache)
 }
 
 fn read<T: Element>(path: &str, shapes: [[usize; 4]; 3]) -> Result<[Vec<T>; 3], Box<dyn Error>> {

@@ -3,7 +3,7 @@
 //! ## Module map
 //!
 //! Users meet [`Inputs`] (what a call reads), [`Outputs`] (what it writes), [`Mask`], [`View`], [`Plan`] and
-//! [`KeyPanels`]; [`mod@reference`] defines what all of it means. Contributors start with `exact/mod.rs`, the order of
+//! [`KvCache`]; [`mod@reference`] defines what all of it means. Contributors start with `exact/mod.rs`, the order of
 //! operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and `tile.rs`.
 #![deny(unsafe_code)]
 #![cfg_attr(
@@ -15,6 +15,7 @@
 extern crate self as lucid_attention; // the integration tests' modules name the crate so
 
 mod alibi;
+mod cache;
 mod element;
 mod error;
 mod exact;
@@ -43,6 +44,7 @@ mod tile;
 mod view;
 
 pub use alibi::alibi_slopes;
+pub use cache::KvCache;
 pub use element::{DType, Element};
 pub use error::AttentionError;
 pub use explain::{Explanation, KeyPath};
