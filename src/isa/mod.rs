@@ -95,6 +95,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// Reads one byte of the cache line that holds `src[at]`, so that it arrives early; nothing if out of bounds.
     fn touch<T: Copy>(self, src: &[T], at: usize);
+
+    /// Asks for the cache line of `src[at]`, or what would lie there, to come to L2; at most a hint.
+    fn prefetch<T>(self, src: &[T], at: usize);
 }
 
 /// Dot products of pairs of bf16, on vectors of `LANES` pairs (`Pairs`).

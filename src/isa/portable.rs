@@ -163,4 +163,7 @@ impl Isa for Portable {
     fn touch<T: Copy>(self, src: &[T], at: usize) {
         super::touch(src, at);
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _src: &[T], _at: usize) {}
 }

@@ -1,6 +1,7 @@
 //! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of steps over ascending `d`
 //! from +0 for every score.
 
+use super::prefetch::{LINE_BYTES, Prefetch};
 use super::product::Product;
 use crate::element::Element;
 use crate::isa::Isa;
@@ -34,16 +35,18 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     let mut column = columns.start;
     while column < columns.end {
         let first = column % PANEL;
-        let panel = &panels[column / PANEL * PANEL * dims..][..PANEL * dims];
+        let start = column / PANEL * PANEL * dims;
+        let panel = &panels[start..][..PANEL * dims];
+        let prefetch = Prefetch::<MR>::new(panels, start + PANEL * dims);
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
-            score_tile::<I, P, MR, 4>(isa, q, panel, first, column, &mut rows);
+            score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
             4 * I::LANES
         } else if I::LANES == 8 && I::REGISTERS >= 16 && left >= 2 * I::LANES {
-            score_tile::<I, P, MR, 2>(isa, q, panel, first, column, &mut rows);
+            score_tile::<I, P, MR, 2>(isa, q, panel, first, prefetch, column, &mut rows);
             2 * I::LANES
         } else {
-            score_tile::<I, P, MR, 1>(isa, q, panel, first, column, &mut rows);
+            score_tile::<I, P, MR, 1>(isa, q, panel, first, prefetch, column, &mut rows);
             I::LANES
         };
         column += width;
@@ -57,6 +60,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     q: [&[P::Factor]; MR],
     panel: &[P::Stored],
     first: usize,
+    prefetch: Prefetch<MR>,
     column: usize,
     rows: &mut ScoreRows<'_, P::Scale>,
 ) {
@@ -69,6 +73,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
         for v in 0..NV {
             keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
         }
+        prefetch.ask(isa, dim, first, NV);
         for r in 0..MR {
             let x = P::splat(isa, q[r][d]);
             for v in 0..NV {
@@ -105,7 +110,6 @@ pub(crate) struct KeyRows<'a, T> {
 
 /// How far ahead of the keys at work [`Ahead`] reads.
 const AHEAD_BYTES: usize = 16 << 10;
-const LINE_BYTES: usize = 64;
 
 /// Reads one byte of each line of the keys to come, row after row.
 ///

@@ -1,6 +1,7 @@
 //! Weighted sums of values: `acc[r][d] += sum_j p[r][j] * v[j][d]`, one chain of steps over ascending `j` for every
 //! output.
 
+use super::prefetch::Prefetch;
 use super::product::Product;
 use super::score::split_rows;
 use crate::isa::Isa;
@@ -99,17 +100,20 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
+    let prefetch = Prefetch::<MR>::new(data, count * values.stride);
+    let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
-        let at = j * values.stride + d;
         let mut value = [P::zero(isa); NV];
         if NV == 1 {
-            value[0] = P::load_padded(isa, data, at);
+            value[0] = P::load_padded(isa, rest, 0);
         } else {
-            let row = &data[at..][..width];
+            let row = &rest[..width];
             for v in 0..NV {
                 value[v] = P::load(isa, &row[v * I::LANES..]);
             }
         }
+        prefetch.ask(isa, rest, 0, NV);
+        rest = rest.get(values.stride..).unwrap_or(&[]);
         for r in 0..MR {
             let weight = P::splat(isa, weights[r][j]);
             if GUARD {
