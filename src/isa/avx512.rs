@@ -312,11 +312,6 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn touch<T: Copy>(self, src: &[T], at: usize) {
-        super::touch(src, at);
-    }
-
-    #[inline(always)]
     fn prefetch<T>(self, src: &[T], at: usize) {
         // SAFETY: the instruction accesses nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(src.as_ptr().wrapping_add(at).cast()) };

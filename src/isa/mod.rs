@@ -93,9 +93,6 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Transposes the square whose row `i` is `rows[i]`; `rows` holds `LANES` vectors.
     fn transpose(self, rows: &mut [Self::F]);
 
-    /// Reads one byte of the cache line that holds `src[at]`, so that it arrives early; nothing if out of bounds.
-    fn touch<T: Copy>(self, src: &[T], at: usize);
-
     /// Asks for the cache line of `src[at]`, or what would lie there, to come to L2; at most a hint.
     fn prefetch<T>(self, src: &[T], at: usize);
 }
@@ -291,15 +288,5 @@ impl Level {
 impl std::fmt::Display for Level {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// Reads a byte of `src[at]` that the compiler cannot drop.
-#[inline(always)]
-fn touch<T: Copy>(src: &[T], at: usize) {
-    if let Some(value) = src.get(at) {
-        // SAFETY: the pointer comes from a reference to a value of at least one initialised byte: `T` is an element
-        // type without padding, and a `MaybeUninit<u8>` may hold any byte.
-        unsafe { std::ptr::from_ref(value).cast::<std::mem::MaybeUninit<u8>>().read_volatile() };
     }
 }

@@ -160,10 +160,5 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn touch<T: Copy>(self, src: &[T], at: usize) {
-        super::touch(src, at);
-    }
-
-    #[inline(always)]
     fn prefetch<T>(self, _src: &[T], _at: usize) {}
 }

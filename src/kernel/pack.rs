@@ -1,6 +1,7 @@
 //! Passes that turn stored operands into what the kernels read, and results into what is stored.
 
 use super::load_padded;
+use super::prefetch::PrefetchRows;
 use super::score::{KeyRows, load_columns};
 use crate::element::Element;
 use crate::isa::Isa;
@@ -37,8 +38,11 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
 ) {
     for (panel, out) in panels.zip(out.chunks_exact_mut(PANEL * head_dim)) {
         for column in (0..PANEL).step_by(I::LANES) {
+            let first = panel * PANEL + column;
+            let mut prefetch = PrefetchRows::new::<I, T>(keys, head_dim, first);
             for d in (0..head_dim).step_by(T::COLUMNS) {
-                let columns = load_columns(isa, keys, head_dim, panel * PANEL + column, d);
+                prefetch.ask(isa, keys, head_dim);
+                let columns = load_columns(isa, keys, head_dim, first, d);
                 let dims = out[d * PANEL..].chunks_exact_mut(PANEL);
                 for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {
                     isa.store(keys, &mut dim[column..]);

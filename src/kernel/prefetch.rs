@@ -5,9 +5,11 @@
 //! for lines far ahead, into L2 (L1 has too few fill buffers): 1.1 to 1.4 times from DRAM, nothing lost from cache
 //! (bench `roofline`, `decode` and `few`). A single row of `f32` keeps memory busy by itself, and would lose a quarter.
 
+use super::score::KeyRows;
+use crate::element::Element;
 use crate::isa::Isa;
 
-pub(crate) const LINE_BYTES: usize = 64;
+const LINE_BYTES: usize = 64;
 
 /// How far ahead of what is at work to ask: 8 to 64 KiB are alike, 4 are too few.
 const AHEAD_BYTES: usize = 16 << 10;
@@ -37,6 +39,40 @@ impl<const MR: usize> Prefetch<MR> {
         while next < vectors * I::LANES {
             isa.prefetch(src, at + next + self.ahead);
             next += LINE_BYTES / size_of::<T>();
+        }
+    }
+}
+
+/// Prefetches rows of keys that are transposed on their way into registers.
+///
+/// DRAM wants to be read in order. Transposing visits 8 or 16 rows at once, line by line across them, which the
+/// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed. Prefetches into L2 in the
+/// order of memory make the transposition hit the cache (real loads in their place stop the core at every miss, and lose
+/// a third).
+#[derive(Clone, Copy)]
+pub(crate) struct PrefetchRows {
+    key: usize,
+    element: usize,
+}
+
+impl PrefetchRows {
+    /// For a vector's worth of keys from `first` on. Where rows end sooner than it reaches ahead, it asks for what is at
+    /// hand already.
+    #[inline(always)]
+    pub(crate) fn new<I: Isa, T>(keys: KeyRows<'_, T>, head_dim: usize, first: usize) -> Self {
+        let ahead = first + AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
+        Self { key: if ahead + I::LANES <= keys.len { ahead } else { first }, element: 0 }
+    }
+
+    /// Asks for as many lines as a transposition of `LANES` keys by `COLUMNS` dimensions uses up.
+    #[inline(always)]
+    pub(crate) fn ask<I: Isa, T: Element>(&mut self, isa: I, keys: KeyRows<'_, T>, head_dim: usize) {
+        for _ in 0..I::LANES * T::COLUMNS * size_of::<T>() / LINE_BYTES {
+            isa.prefetch(keys.data, self.key * keys.stride + self.element);
+            self.element += LINE_BYTES / size_of::<T>();
+            if self.element >= head_dim {
+                *self = Self { key: self.key + 1, element: 0 };
+            }
         }
     }
 }

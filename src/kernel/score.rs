@@ -1,7 +1,7 @@
 //! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of steps over ascending `d`
 //! from +0 for every score.
 
-use super::prefetch::{LINE_BYTES, Prefetch};
+use super::prefetch::{Prefetch, PrefetchRows};
 use super::product::Product;
 use crate::element::Element;
 use crate::isa::Isa;
@@ -108,35 +108,6 @@ pub(crate) struct KeyRows<'a, T> {
     pub(crate) len: usize,
 }
 
-/// How far ahead of the keys at work [`Ahead`] reads.
-const AHEAD_BYTES: usize = 16 << 10;
-
-/// Reads one byte of each line of the keys to come, row after row.
-///
-/// DRAM wants to be read in order. Transposing visits 8 or 16 rows at once, line by line across them, which the
-/// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed (bench
-/// `attention/decode`). Real loads some way ahead, in order, make the transposition hit the cache; prefetch
-/// instructions in their place win less.
-#[derive(Clone, Copy)]
-struct Ahead {
-    key: usize,
-    element: usize,
-}
-
-impl Ahead {
-    /// Reads the next `lines` lines.
-    #[inline(always)]
-    fn read<I: Isa, T: Element>(&mut self, isa: I, keys: KeyRows<'_, T>, head_dim: usize, lines: usize) {
-        for _ in 0..lines {
-            isa.touch(keys.data, self.key * keys.stride + self.element);
-            self.element += LINE_BYTES / size_of::<T>();
-            if self.element >= head_dim {
-                *self = Self { key: self.key + 1, element: 0 };
-            }
-        }
-    }
-}
-
 /// The same as [`score_panels`] from keys held as rows: a few columns are gathered into registers at a time.
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary finite scores.
 #[inline(always)]
@@ -150,13 +121,12 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     rows: ScoreRows<'_, ()>,
 ) {
     let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
-    let ahead = AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
-    let mut ahead = Ahead { key: tile_start + columns.start + ahead, element: 0 };
     for column in columns.step_by(I::LANES) {
         let first = tile_start + column;
         let mut acc = [isa.splat(0.0); MR];
+        let mut prefetch = PrefetchRows::new::<I, T>(keys, head_dim, first);
         for d in (0..head_dim).step_by(T::COLUMNS) {
-            ahead.read(isa, keys, head_dim, I::LANES * 16 / LINE_BYTES);
+            prefetch.ask(isa, keys, head_dim);
             let columns = load_columns(isa, keys, head_dim, first, d);
             for step in 0..T::COLUMNS {
                 if d + step < head_dim {
