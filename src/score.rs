@@ -59,6 +59,11 @@ impl<'a> ScoreRules<'a> {
         self.bias.is_some()
     }
 
+    /// Whether dot products are logits as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.softcap.is_none() && self.alibi.is_none() && self.bias.is_none()
+    }
+
     /// Softcap, on the `columns` (multiples of 16) of a row's tile.
     #[inline(always)]
     pub(crate) fn cap<I: Isa>(&self, isa: I, scores: &mut [f32], columns: Range<usize>) {

@@ -113,81 +113,115 @@ fn first<I: Isa>(isa: I, x: I::F) -> f32 {
     lanes[0]
 }
 
-/// Takes one row's scores of a tile into its state and turns them into weights in place. `columns` (multiples of 16)
-/// are the scores to look at; `bits` says which of them are allowed, all if there is none. Returns the factor by which
-/// what was accumulated before has to be rescaled.
+/// The largest allowed score of one row in `columns` (multiples of 16) of a tile; -inf if there is none. `bits` says which
+/// are allowed, all if there are none. A NaN may or may not show.
 #[inline(always)]
-pub(crate) fn softmax_row<I: Isa>(
+pub(crate) fn tile_max<I: Isa>(
     isa: I,
-    state: &mut RowState,
-    scores: &mut [f32],
+    scores: &[f32],
     columns: Range<usize>,
     bits: Option<&TileBits>,
 ) -> f32 {
+    // As many chains as hide the latency of a maximum.
+    const CHAINS: usize = 4;
+    let removed = isa.splat(f32::NEG_INFINITY);
+    let mut max = [removed; CHAINS];
     match bits {
         None => {
-            state.seen = true;
-            softmax_units::<I, false>(isa, state, scores, columns, &TileBits::default())
+            let mut runs = scores[columns].chunks_exact(CHAINS * I::LANES);
+            for run in runs.by_ref() {
+                for chain in 0..CHAINS {
+                    max[chain] = isa.max(isa.load(&run[chain * I::LANES..]), max[chain]);
+                }
+            }
+            for scores in runs.remainder().chunks_exact(I::LANES) {
+                max[0] = isa.max(isa.load(scores), max[0]);
+            }
         }
         Some(bits) => {
-            state.seen |= bits.iter().any(|&word| word != 0);
-            softmax_units::<I, true>(isa, state, scores, columns, bits)
+            for column in columns.step_by(I::LANES) {
+                let score = isa.load(&scores[column..]);
+                max[0] = isa.max(isa.select(mask_at(isa, bits, column), score, removed), max[0]);
+            }
         }
     }
+    isa.reduce_max(isa.max(isa.max(max[0], max[1]), isa.max(max[2], max[3])))
 }
 
+/// Raises the maxima of up to 16 rows to those of a tile; returns the factors by which what they accumulated before has to
+/// be rescaled. All rows at once, because one alone would be a chain of latencies.
 #[inline(always)]
-fn softmax_units<I: Isa, const MASKED: bool>(
+pub(crate) fn raise_maxima<'a, I: Isa>(
     isa: I,
-    state: &mut RowState,
-    scores: &mut [f32],
-    columns: Range<usize>,
-    bits: &TileBits,
-) -> f32 {
-    let removed = isa.splat(f32::NEG_INFINITY);
-    let scores = &mut scores[columns.clone()];
-
-    let mut max = [removed; 2];
-    for (unit, scores) in scores.chunks_exact(SUM_LANES).enumerate() {
-        for part in 0..SUM_LANES / I::LANES {
-            let mut score = isa.load(&scores[part * I::LANES..]);
-            if MASKED {
-                let column = columns.start + unit * SUM_LANES + part * I::LANES;
-                score = isa.select(mask_at(isa, bits, column), score, removed);
-            }
-            max[part] = isa.max(score, max[part]);
+    states: impl Iterator<Item = &'a mut RowState>,
+    tile: &[f32; 16],
+) -> [f32; 16] {
+    let (mut old, mut new, mut factors) = ([0.0; 16], [0.0; 16], [1.0; 16]);
+    let mut risen = false;
+    for (row, state) in states.enumerate() {
+        let max = larger(state.max, tile[row]);
+        // Before the first maximum there is nothing to rescale.
+        if max != state.max && state.max != f32::NEG_INFINITY {
+            (old[row], new[row]) = (state.max, max);
+            risen = true;
+        }
+        state.max = max;
+    }
+    if risen {
+        for part in (0..16).step_by(I::LANES) {
+            let (old, new) = (isa.load(&old[part..]), isa.load(&new[part..]));
+            isa.store(math::vector::exp2(isa, isa.sub(old, new)), &mut factors[part..]);
         }
     }
-    let tile_max = isa.reduce_max(if I::LANES == 16 { max[0] } else { isa.max(max[0], max[1]) });
+    factors
+}
 
-    let old = state.max;
-    state.max = larger(old, tile_max);
-    let factor = rescale(isa, old, state.max);
+/// Turns one row's scores of a tile into weights under its maximum, in place, and adds them to its sum, rescaled by
+/// `factor` first. `columns` and `bits` as in [`tile_max`].
+#[inline(always)]
+pub(crate) fn weigh_row<I: Isa>(
+    isa: I,
+    state: &mut RowState,
+    factor: f32,
+    scores: &mut [f32],
+    columns: Range<usize>,
+    bits: Option<&TileBits>,
+) {
     let shift = isa.splat(shift(state.max));
     let zero = isa.splat(0.0);
     let mut sum = [zero; 2];
     for part in 0..SUM_LANES / I::LANES {
         sum[part] = isa.mul(isa.load(&state.sum[part * I::LANES..]), isa.splat(factor));
     }
-    for (unit, scores) in scores.chunks_exact_mut(SUM_LANES).enumerate() {
-        for part in 0..SUM_LANES / I::LANES {
-            let scores = &mut scores[part * I::LANES..];
-            let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
-            if MASKED {
-                let column = columns.start + unit * SUM_LANES + part * I::LANES;
-                let allowed = mask_at(isa, bits, column);
-                sum[part] = isa.add(sum[part], isa.select(allowed, weight, zero));
-                isa.store(isa.select(allowed, weight, isa.splat(REMOVED)), scores);
-            } else {
-                sum[part] = isa.add(sum[part], weight);
-                isa.store(weight, scores);
+    match bits {
+        None => {
+            state.seen = true;
+            for scores in scores[columns].chunks_exact_mut(SUM_LANES) {
+                for part in 0..SUM_LANES / I::LANES {
+                    let scores = &mut scores[part * I::LANES..];
+                    let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
+                    sum[part] = isa.add(sum[part], weight);
+                    isa.store(weight, scores);
+                }
+            }
+        }
+        Some(bits) => {
+            state.seen |= bits.iter().any(|&word| word != 0);
+            for column in columns.step_by(SUM_LANES) {
+                for part in 0..SUM_LANES / I::LANES {
+                    let column = column + part * I::LANES;
+                    let scores = &mut scores[column..];
+                    let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
+                    let allowed = mask_at(isa, bits, column);
+                    sum[part] = isa.add(sum[part], isa.select(allowed, weight, zero));
+                    isa.store(isa.select(allowed, weight, isa.splat(REMOVED)), scores);
+                }
             }
         }
     }
     for part in 0..SUM_LANES / I::LANES {
         isa.store(sum[part], &mut state.sum[part * I::LANES..]);
     }
-    factor
 }
 
 /// The mask of a vector of columns.

@@ -33,7 +33,7 @@ use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::{merge_row, scale_row};
 use crate::mask::{MaskRow, TILE, TileBits, set_range};
-use crate::softmax::{Partial, RowState, softmax_row};
+use crate::softmax::{Partial, RowState, raise_maxima, tile_max, weigh_row};
 use std::ops::Range;
 
 /// Which rows of which head a task works on.
@@ -104,6 +104,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
     let source = E::open(isa, call, block, &mut scratch.operands, &keys);
     let Order { tile, split } = call.order;
+    let core = core(&scratch.rows, call);
     let mut first_split = true;
     let mut at = keys.start;
     while at < keys.end {
@@ -112,7 +113,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
         while at < end {
             let tile_start = at / tile * tile;
             let tile_end = end.min(tile_start + tile);
-            run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end);
+            run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end, &core);
             at = tile_end;
         }
         close_split(isa, scratch, first_split);
@@ -165,6 +166,16 @@ pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usi
     (keys.start < keys.end).then_some(keys)
 }
 
+/// Keys that every row may attend, with nothing but the dot product to their scores. Only intervals are looked at: where
+/// the call has more than those, no key counts.
+fn core<T: Element>(rows: &[BlockRow], call: &Call<'_, T>) -> Range<usize> {
+    if call.mask.has_bits() || !call.rules.is_plain() {
+        return 0..0;
+    }
+    let own = rows.iter().map(|row| row.keys.clone());
+    own.reduce(|all, own| all.start.max(own.start)..all.end.min(own.end)).unwrap_or(0..0)
+}
+
 /// Starts a split.
 fn reset(scratch: &mut Scratch) {
     let Scratch { rows, acc, acc_stride, .. } = scratch;
@@ -182,23 +193,22 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     scratch: &mut Scratch,
     source: &E::Source<'_, T>,
     tile: Range<usize>,
+    core: &Range<usize>,
 ) {
+    let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
     let Scratch { operands, rows, scores, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     E::enter_tile(isa, source, operands, &tile);
     let accs = acc.chunks_mut(MAX_ROWS * acc_stride);
     for (index, (rows, acc)) in rows.chunks_mut(MAX_ROWS).zip(accs).enumerate() {
-        let Some(shape) = GroupShape::new(rows, &tile) else { continue };
+        let shape = if whole { Some(GroupShape::whole(tile.len())) } else { GroupShape::new(rows, &tile) };
+        let Some(shape) = shape else { continue };
         let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
         E::score_group(isa, source, operands, group, &tile, &shape.columns, scores);
-        let mut scattered = false;
-        for (r, row) in rows.iter_mut().enumerate() {
-            let scores = &mut scores[r * TILE..][..TILE];
-            let (bits, own) = shape_row(isa, call, row, &tile, &shape.columns, scores);
-            scattered |= own;
-            let factor = softmax_row(isa, &mut row.state, scores, shape.columns.clone(), bits.as_ref());
+        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape.columns, whole, scores);
+        for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
-                scale_row(isa, &mut acc[r * acc_stride..][..acc_stride], factor);
+                scale_row(isa, acc, factor);
             }
         }
         if call.problem.v_dim == 0 {
@@ -207,6 +217,37 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
         E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);
     }
+}
+
+/// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
+/// factors by which what the rows accumulated before has to be rescaled, and whether some row's keys are anything but one
+/// interval. With `whole`, scores are logits already and none is masked.
+#[inline(always)]
+pub(crate) fn weigh_group<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    rows: &mut [BlockRow],
+    tile: &Range<usize>,
+    columns: &Range<usize>,
+    whole: bool,
+    scores: &mut [f32],
+) -> ([f32; 16], bool) {
+    let (mut bits, mut maxima, mut scattered) = ([None; MAX_ROWS], [f32::NEG_INFINITY; 16], false);
+    for (r, row) in rows.iter().enumerate() {
+        let scores = &mut scores[r * TILE..][..TILE];
+        if !whole {
+            let own;
+            (bits[r], own) = shape_row(isa, call, row, tile, columns, scores);
+            scattered |= own;
+        }
+        maxima[r] = tile_max(isa, scores, columns.clone(), bits[r].as_ref());
+    }
+    let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
+    for (r, row) in rows.iter_mut().enumerate() {
+        let scores = &mut scores[r * TILE..][..TILE];
+        weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), bits[r].as_ref());
+    }
+    (factors, scattered)
 }
 
 /// Which columns of a tile a group of rows needs.
@@ -220,6 +261,12 @@ struct GroupShape {
 }
 
 impl GroupShape {
+    /// Every row needs all of a tile, whose length is a multiple of 16.
+    #[inline(always)]
+    fn whole(len: usize) -> Self {
+        Self { some: 0..len, all: 0..len, columns: 0..len }
+    }
+
     /// `None` if no row has a key in the tile.
     #[inline(always)]
     fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {

@@ -4,7 +4,7 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, describe_row, shape_row};
+use super::block::{Block, BlockRow, describe_row, shape_row, weigh_group};
 use super::call::Call;
 use super::finish::with_sink;
 use super::tier::{Engine, Tier, TierKernel};
@@ -17,7 +17,7 @@ use crate::mask::{TILE, TileBits};
 use crate::math;
 use crate::parallel;
 use crate::rows::SharedRows;
-use crate::softmax::{Partial, RowState, mask_at, shift, softmax_row};
+use crate::softmax::{Partial, RowState, mask_at, shift};
 use std::f32::consts::LN_2;
 use std::ops::Range;
 
@@ -148,13 +148,12 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
     for tile in tiles(call, keys) {
         score_tile::<I, E, T>(isa, source, scratch, &tile);
         let columns = 0..tile.len().next_multiple_of(16);
-        for (row, scores) in scratch.rows.iter_mut().zip(scratch.scores.chunks_mut(TILE)) {
-            if tile.start.is_multiple_of(call.order.split) {
+        if tile.start.is_multiple_of(call.order.split) {
+            for row in &mut scratch.rows {
                 close_split(isa, row);
             }
-            let (bits, _) = shape_row(isa, call, row, &tile, &columns, scores);
-            softmax_row(isa, &mut row.state, scores, columns.clone(), bits.as_ref());
         }
+        weigh_group(isa, call, &mut scratch.rows, &tile, &columns, false, &mut scratch.scores);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
