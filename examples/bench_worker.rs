@@ -22,7 +22,8 @@
 
 use half::{bf16, f16};
 use lucid_attention::{
-    AttentionError, Element, Inputs, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View, ViewMut,
+    AttentionError, Element, Inputs, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View,
+    ViewMut,
 };
 use serde::Deserialize;
 use std::error::Error;

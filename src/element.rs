@@ -85,8 +85,9 @@ pub(crate) mod sealed {
         fn store<I: Isa>(isa: I, x: I::F, dst: &mut [Self]);
         /// Columns that [`Storage::columns`] yields: 16 bytes of each row.
         const COLUMNS: usize = 16 / size_of::<Self>();
-        /// Neighbouring columns of `LANES` rows, the first [`COLUMNS`](Storage::COLUMNS) vectors; the rest is zero.
-        fn columns<I: Isa>(isa: I, src: &[Self], stride: usize) -> [I::F; 8];
+        /// Neighbouring columns of `rows` rows, the first [`COLUMNS`](Storage::COLUMNS) vectors; the rest is zero. Lanes
+        /// without a row hold the last row's.
+        fn columns<I: Isa>(isa: I, src: &[Self], stride: usize, rows: usize) -> [I::F; 8];
         fn erase(view: View<'_, Self>) -> AnyView<'_>
         where
             Self: Element;
@@ -129,9 +130,9 @@ macro_rules! element {
                 isa.$store(x, dst)
             }
             #[inline(always)]
-            fn columns<I: Isa>(isa: I, src: &[Self], stride: usize) -> [I::F; 8] {
+            fn columns<I: Isa>(isa: I, src: &[Self], stride: usize, rows: usize) -> [I::F; 8] {
                 let mut columns = [isa.splat(0.0); 8];
-                columns[..Self::COLUMNS].copy_from_slice(&isa.$columns(src, stride));
+                columns[..Self::COLUMNS].copy_from_slice(&isa.$columns(src, stride, rows));
                 columns
             }
             fn erase(view: View<'_, Self>) -> AnyView<'_> {

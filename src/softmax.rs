@@ -37,16 +37,12 @@ impl RowState {
 
     /// The state with its sum folded.
     #[inline(always)]
-    pub(crate) fn fold(&self) -> Partial {
-        let mut sum = self.sum;
-        let mut half = SUM_LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                sum[lane] += sum[lane + half];
-            }
-            half /= 2;
+    pub(crate) fn fold<I: Isa>(&self, isa: I) -> Partial {
+        let mut sum = isa.load(&self.sum);
+        if I::LANES < SUM_LANES {
+            sum = isa.add(sum, isa.load(&self.sum[SUM_LANES / 2..]));
         }
-        Partial { max: self.max, sum: sum[0], seen: self.seen }
+        Partial { max: self.max, sum: isa.reduce_add(sum), seen: self.seen }
     }
 }
 

@@ -139,8 +139,13 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
 pub(crate) fn describe_rows<T: Element>(call: &Call<'_, T>, block: &Block, rows: &mut Vec<BlockRow>) {
     let group = call.problem.group();
     rows.clear();
-    for row in block.rows.clone() {
-        rows.push(describe_row(call, &block.sequence, row / group, block.kv_head * group + row % group));
+    let (mut query, mut head) = (block.rows.start / group, block.rows.start % group);
+    for _ in block.rows.clone() {
+        rows.push(describe_row(call, &block.sequence, query, block.kv_head * group + head));
+        head += 1;
+        if head == group {
+            (query, head) = (query + 1, 0);
+        }
     }
 }
 
@@ -196,7 +201,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     core: &Range<usize>,
 ) {
     let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
-    let Scratch { operands, rows, scores, acc, acc_stride, .. } = scratch;
+    let Scratch { operands, rows, scores, bits, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     E::enter_tile(isa, source, operands, &tile);
     let accs = acc.chunks_mut(MAX_ROWS * acc_stride);
@@ -205,7 +210,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let Some(shape) = shape else { continue };
         let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
         E::score_group(isa, source, operands, group, &tile, &shape.columns, scores);
-        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape.columns, whole, scores);
+        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape.columns, whole, scores, bits);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
@@ -231,22 +236,23 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
     columns: &Range<usize>,
     whole: bool,
     scores: &mut [f32],
+    bits: &mut [TileBits; MAX_ROWS],
 ) -> ([f32; 16], bool) {
-    let (mut bits, mut maxima, mut scattered) = ([None; MAX_ROWS], [f32::NEG_INFINITY; 16], false);
+    let mut visible = [Visible::All; MAX_ROWS];
+    let mut maxima = [f32::NEG_INFINITY; 16];
     for (r, row) in rows.iter().enumerate() {
         let scores = &mut scores[r * TILE..][..TILE];
         if !whole {
-            let own;
-            (bits[r], own) = shape_row(isa, call, row, tile, columns, scores);
-            scattered |= own;
+            visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
         }
-        maxima[r] = tile_max(isa, scores, columns.clone(), bits[r].as_ref());
+        maxima[r] = tile_max(isa, scores, columns.clone(), visible[r].masked(&bits[r]));
     }
     let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
     for (r, row) in rows.iter_mut().enumerate() {
         let scores = &mut scores[r * TILE..][..TILE];
-        weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), bits[r].as_ref());
+        weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), visible[r].masked(&bits[r]));
     }
+    let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
     (factors, scattered)
 }
 
@@ -308,8 +314,29 @@ fn columns_of(row: &BlockRow, tile: &Range<usize>) -> Range<usize> {
     clamp(row.keys.start)..clamp(row.keys.end)
 }
 
-/// Turns dot products into logits; returns which columns the row may attend (`None`: all of them) and whether they
-/// are anything but one interval.
+/// Which columns of a tile a row may attend.
+#[derive(Clone, Copy)]
+pub(crate) enum Visible {
+    /// All of those looked at.
+    All,
+    /// One interval of them; the bits say which.
+    Interval,
+    /// What the bits say.
+    Bits,
+}
+
+impl Visible {
+    /// The bits, if they say anything.
+    #[inline(always)]
+    pub(crate) fn masked(self, bits: &TileBits) -> Option<&TileBits> {
+        match self {
+            Visible::All => None,
+            Visible::Interval | Visible::Bits => Some(bits),
+        }
+    }
+}
+
+/// Turns dot products into logits; leaves in `bits` which columns the row may attend, if not all.
 #[inline(always)]
 pub(crate) fn shape_row<I: Isa, T: Element>(
     isa: I,
@@ -318,22 +345,24 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
     tile: &Range<usize>,
     columns: &Range<usize>,
     scores: &mut [f32],
-) -> (Option<TileBits>, bool) {
+    bits: &mut TileBits,
+) -> Visible {
     call.rules.cap(isa, scores, columns.clone());
     call.rules.add_alibi(isa, row.mask, tile.start, scores, columns.clone());
     let own = columns_of(row, tile);
     let needs_bits = call.mask.has_bits() || call.rules.has_bias();
     if !needs_bits && own == *columns {
-        return (None, false);
+        return Visible::All;
     }
-    let mut bits = TileBits::default();
-    set_range(&mut bits, own);
-    let interval = bits;
-    if needs_bits {
-        call.rules.add_bias(isa, row.mask, tile.start, scores, columns.clone(), &mut bits);
-        call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
+    *bits = TileBits::default();
+    set_range(bits, own);
+    if !needs_bits {
+        return Visible::Interval;
     }
-    (Some(bits), bits != interval)
+    let interval = *bits;
+    call.rules.add_bias(isa, row.mask, tile.start, scores, columns.clone(), bits);
+    call.mask.tile_bits(row.mask, tile.start, tile.len(), bits);
+    if *bits == interval { Visible::Interval } else { Visible::Bits }
 }
 
 /// Ends a split: joins its states to the totals, in key order.
@@ -343,14 +372,14 @@ fn close_split<I: Isa>(isa: I, scratch: &mut Scratch, first: bool) {
     if first {
         std::mem::swap(&mut scratch.acc, &mut scratch.total);
         for row in &mut scratch.rows {
-            row.total = row.state.fold();
+            row.total = row.state.fold(isa);
         }
         return;
     }
     let rows = scratch.rows.iter_mut();
     let totals = scratch.total.chunks_exact_mut(acc_stride).zip(scratch.acc.chunks_exact(acc_stride));
     for (row, (total, acc)) in rows.zip(totals) {
-        join(isa, (&mut row.total, total), (&row.state.fold(), acc));
+        join(isa, (&mut row.total, total), (&row.state.fold(isa), acc));
     }
 }
 

@@ -4,7 +4,7 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, describe_row, shape_row, weigh_group};
+use super::block::{Block, BlockRow, Visible, describe_row, shape_row, weigh_group};
 use super::call::Call;
 use super::finish::with_sink;
 use super::tier::{Engine, Tier, TierKernel};
@@ -153,7 +153,8 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
                 close_split(isa, row);
             }
         }
-        weigh_group(isa, call, &mut scratch.rows, &tile, &columns, false, &mut scratch.scores);
+        let Scratch { rows, scores, bits, .. } = &mut *scratch;
+        weigh_group(isa, call, rows, &tile, &columns, false, scores, bits);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
@@ -167,7 +168,7 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
 /// Joins a row's split to its total and starts another.
 #[inline(always)]
 fn close_split<I: Isa>(isa: I, row: &mut BlockRow) {
-    let part = row.state.fold();
+    let part = row.state.fold(isa);
     if !row.total.seen {
         row.total = part;
     } else if part.seen {
@@ -187,17 +188,18 @@ fn write_row<I: Isa, T: Element>(
     columns: Range<usize>,
     scores: &mut [f32],
 ) {
-    let mut bits = None;
+    let (mut bits, mut visible) = (TileBits::default(), Visible::All);
     let Partial { max, sum, seen } = row.total;
     match stage {
         ScoreStage::Raw => {}
         ScoreStage::Capped => call.rules.cap(isa, scores, columns.clone()),
         ScoreStage::Biased | ScoreStage::Softmax => {
-            (bits, _) = shape_row(isa, call, row, tile, &columns, scores)
+            visible = shape_row(isa, call, row, tile, &columns, scores, &mut bits);
         }
     }
     let empty = stage == ScoreStage::Softmax && !seen;
-    let bits = if empty { TileBits::default() } else { bits.unwrap_or([u64::MAX; TILE / 64]) };
+    let bits =
+        if empty { TileBits::default() } else { *visible.masked(&bits).unwrap_or(&[u64::MAX; TILE / 64]) };
     for column in columns.step_by(I::LANES) {
         let scores = &mut scores[column..];
         let allowed = mask_at(isa, &bits, column);

@@ -4,7 +4,7 @@ use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
-use crate::mask::TILE;
+use crate::mask::{TILE, TileBits};
 use crate::panels::PANEL;
 use crate::problem::Problem;
 use crate::scratch::AlignedBuf;
@@ -17,6 +17,8 @@ pub(crate) struct Scratch {
     pub(crate) operands: Operands,
     /// Scores, then weights, of one group of rows in one tile.
     pub(crate) scores: AlignedBuf<f32>,
+    /// Which columns of the tile each row of the group may attend, where it is not all.
+    pub(crate) bits: [TileBits; MAX_ROWS],
     /// Output rows of the current split.
     pub(crate) acc: AlignedBuf<f32>,
     /// Output rows of the splits so far.
@@ -134,6 +136,7 @@ impl Scratch {
         Ok(Self {
             operands: Operands::new(sizes)?,
             scores: buffer(MAX_ROWS * TILE)?,
+            bits: [TileBits::default(); MAX_ROWS],
             acc: buffer(sizes.acc)?,
             total: buffer(sizes.acc)?,
             rows,

@@ -47,31 +47,56 @@ fn head_mut<T, const N: usize>(dst: &mut [T]) -> &mut [T; N] {
     dst.first_chunk_mut().expect("room for a vector")
 }
 
+/// 16 bytes of row `row`, or of the last of `rows`.
+///
+/// # Safety
+/// - 16 bytes from `src + r * stride` on are readable for each of the `rows`, of which there is at least one.
+#[inline(always)]
+pub(super) unsafe fn piece(src: *const u8, stride: usize, rows: usize, row: usize) -> __m128i {
+    // SAFETY: as this function's own.
+    unsafe { _mm_loadu_si128(src.add(row.min(rows - 1) * stride).cast()) }
+}
+
 /// Four neighbouring 32-bit columns of 8 rows, `stride` bytes apart: vector `c` holds word `c` of each row.
 ///
 /// # Safety
 /// - The CPU has AVX2.
-/// - 16 bytes from `src + row * stride` on are readable for each of the 8 rows.
+/// - 16 bytes from `src + row * stride` on are readable for each of the `rows`, of which there is at least one.
 #[inline(always)]
-unsafe fn words(src: *const u8, stride: usize) -> [__m256i; 4] {
+unsafe fn words(src: *const u8, stride: usize, rows: usize) -> [__m256i; 4] {
     // SAFETY: as this function's own.
     unsafe {
-        let mut rows = [_mm256_setzero_si256(); 4];
-        for (r, row) in rows.iter_mut().enumerate() {
-            *row = _mm256_inserti128_si256::<1>(
-                _mm256_castsi128_si256(_mm_loadu_si128(src.add(r * stride).cast())),
-                _mm_loadu_si128(src.add((r + 4) * stride).cast()),
+        let mut quads = [_mm256_setzero_si256(); 4];
+        for (r, quad) in quads.iter_mut().enumerate() {
+            *quad = _mm256_inserti128_si256::<1>(
+                _mm256_castsi128_si256(piece(src, stride, rows, r)),
+                piece(src, stride, rows, r + 4),
             );
         }
-        let (low, high) = (_mm256_unpacklo_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[0], rows[1]));
+        let (low, high) =
+            (_mm256_unpacklo_epi32(quads[0], quads[1]), _mm256_unpackhi_epi32(quads[0], quads[1]));
         let (low2, high2) =
-            (_mm256_unpacklo_epi32(rows[2], rows[3]), _mm256_unpackhi_epi32(rows[2], rows[3]));
+            (_mm256_unpacklo_epi32(quads[2], quads[3]), _mm256_unpackhi_epi32(quads[2], quads[3]));
         [
             _mm256_unpacklo_epi64(low, low2),
             _mm256_unpackhi_epi64(low, low2),
             _mm256_unpacklo_epi64(high, high2),
             _mm256_unpackhi_epi64(high, high2),
         ]
+    }
+}
+
+/// The sum of 8 lanes as [`Isa::reduce_add`] orders it.
+///
+/// # Safety
+/// - The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn fold(a: __m256) -> f32 {
+    // SAFETY: as this function's own.
+    unsafe {
+        let x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
     }
 }
 
@@ -200,6 +225,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn reduce_add(self, a: __m256) -> f32 {
+        op!(fold(a))
+    }
+
+    #[inline(always)]
     fn lt(self, a: __m256, b: __m256) -> __m256 {
         op!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
     }
@@ -221,18 +251,18 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn columns_f32(self, src: &[f32], stride: usize) -> [__m256; 4] {
-        assert!(src.len() >= 7 * stride + 4, "8 rows of 4 columns");
+    fn columns_f32(self, src: &[f32], stride: usize, rows: usize) -> [__m256; 4] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 4, "rows of 4 columns");
         op!({
-            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride);
+            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride, rows);
             [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), _mm256_castsi256_ps(c), _mm256_castsi256_ps(d)]
         })
     }
     #[inline(always)]
-    fn columns_f16(self, src: &[f16], stride: usize) -> [__m256; 8] {
-        assert!(src.len() >= 7 * stride + 8, "8 rows of 8 columns");
+    fn columns_f16(self, src: &[f16], stride: usize, rows: usize) -> [__m256; 8] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 8, "rows of 8 columns");
         op!({
-            let words = words(src.as_ptr().cast(), 2 * stride);
+            let words = words(src.as_ptr().cast(), 2 * stride, rows);
             let low = _mm256_set1_epi32(0xffff);
             let mut columns = [_mm256_setzero_ps(); 8];
             for i in 0..4 {
@@ -246,10 +276,10 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn columns_bf16(self, src: &[bf16], stride: usize) -> [__m256; 8] {
-        assert!(src.len() >= 7 * stride + 8, "8 rows of 8 columns");
+    fn columns_bf16(self, src: &[bf16], stride: usize, rows: usize) -> [__m256; 8] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 8, "rows of 8 columns");
         op!({
-            let words = words(src.as_ptr().cast(), 2 * stride);
+            let words = words(src.as_ptr().cast(), 2 * stride, rows);
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             let mut columns = [_mm256_setzero_ps(); 8];
             for i in 0..4 {

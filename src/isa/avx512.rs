@@ -77,33 +77,25 @@ fn head_mut<T, const N: usize>(dst: &mut [T]) -> &mut [T; N] {
 ///
 /// # Safety
 /// - The CPU has AVX-512 F.
-/// - 16 bytes from `src + row * stride` on are readable for each of the 16 rows.
+/// - 16 bytes from `src + row * stride` on are readable for each of the `rows`, of which there is at least one.
 #[inline(always)]
-unsafe fn words(src: *const u8, stride: usize) -> [__m512i; 4] {
+unsafe fn words(src: *const u8, stride: usize, rows: usize) -> [__m512i; 4] {
     // SAFETY: as this function's own.
     unsafe {
-        let mut rows = [_mm512_setzero_si512(); 4];
-        for (r, row) in rows.iter_mut().enumerate() {
-            let quarter = _mm512_castsi128_si512(_mm_loadu_si128(src.add(r * stride).cast()));
-            let quarter = _mm512_mask_broadcast_i32x4(
-                quarter,
-                0x00f0,
-                _mm_loadu_si128(src.add((r + 4) * stride).cast()),
-            );
-            let quarter = _mm512_mask_broadcast_i32x4(
-                quarter,
-                0x0f00,
-                _mm_loadu_si128(src.add((r + 8) * stride).cast()),
-            );
-            *row = _mm512_mask_broadcast_i32x4(
-                quarter,
-                0xf000,
-                _mm_loadu_si128(src.add((r + 12) * stride).cast()),
-            );
+        let mut quads = [_mm512_setzero_si512(); 4];
+        for (r, quad) in quads.iter_mut().enumerate() {
+            let quarter = _mm512_castsi128_si512(super::avx2::piece(src, stride, rows, r));
+            let quarter =
+                _mm512_mask_broadcast_i32x4(quarter, 0x00f0, super::avx2::piece(src, stride, rows, r + 4));
+            let quarter =
+                _mm512_mask_broadcast_i32x4(quarter, 0x0f00, super::avx2::piece(src, stride, rows, r + 8));
+            *quad =
+                _mm512_mask_broadcast_i32x4(quarter, 0xf000, super::avx2::piece(src, stride, rows, r + 12));
         }
-        let (low, high) = (_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
+        let (low, high) =
+            (_mm512_unpacklo_epi32(quads[0], quads[1]), _mm512_unpackhi_epi32(quads[0], quads[1]));
         let (low2, high2) =
-            (_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
+            (_mm512_unpacklo_epi32(quads[2], quads[3]), _mm512_unpackhi_epi32(quads[2], quads[3]));
         [
             _mm512_unpacklo_epi64(low, low2),
             _mm512_unpackhi_epi64(low, low2),
@@ -226,6 +218,14 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn reduce_add(self, a: __m512) -> f32 {
+        op!({
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
+            super::avx2::fold(_mm256_add_ps(_mm512_castps512_ps256(a), high))
+        })
+    }
+
+    #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
         op!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
@@ -243,18 +243,18 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn columns_f32(self, src: &[f32], stride: usize) -> [__m512; 4] {
-        assert!(src.len() >= 15 * stride + 4, "16 rows of 4 columns");
+    fn columns_f32(self, src: &[f32], stride: usize, rows: usize) -> [__m512; 4] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 4, "rows of 4 columns");
         op!({
-            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride);
+            let [a, b, c, d] = words(src.as_ptr().cast(), 4 * stride, rows);
             [_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), _mm512_castsi512_ps(c), _mm512_castsi512_ps(d)]
         })
     }
     #[inline(always)]
-    fn columns_f16(self, src: &[f16], stride: usize) -> [__m512; 8] {
-        assert!(src.len() >= 15 * stride + 8, "16 rows of 8 columns");
+    fn columns_f16(self, src: &[f16], stride: usize, rows: usize) -> [__m512; 8] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 8, "rows of 8 columns");
         op!({
-            let words = words(src.as_ptr().cast(), 2 * stride);
+            let words = words(src.as_ptr().cast(), 2 * stride, rows);
             let mut columns = [_mm512_setzero_ps(); 8];
             for i in 0..4 {
                 columns[2 * i] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words[i]));
@@ -265,10 +265,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         })
     }
     #[inline(always)]
-    fn columns_bf16(self, src: &[bf16], stride: usize) -> [__m512; 8] {
-        assert!(src.len() >= 15 * stride + 8, "16 rows of 8 columns");
+    fn columns_bf16(self, src: &[bf16], stride: usize, rows: usize) -> [__m512; 8] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 8, "rows of 8 columns");
         op!({
-            let words = words(src.as_ptr().cast(), 2 * stride);
+            let words = words(src.as_ptr().cast(), 2 * stride, rows);
             let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             let mut columns = [_mm512_setzero_ps(); 8];
             for i in 0..4 {

@@ -73,6 +73,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The largest lane, from a tree of [`max`](Isa::max); with a NaN in some lane, any lane's value.
     fn reduce_max(self, a: Self::F) -> f32;
 
+    /// The sum of all lanes, lane `i` with lane `i + LANES / 2` first, then quarters, and so on.
+    fn reduce_add(self, a: Self::F) -> f32;
+
     /// `a < b`, false when either is NaN.
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// Lane `i` takes bit `i` of `bits`; higher bits are ignored.
@@ -82,13 +85,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `if m { a } else { b }`, an exact copy of the chosen one.
     fn select(self, m: Self::M, a: Self::F, b: Self::F) -> Self::F;
 
-    /// Four neighbouring columns of `LANES` rows: vector `c` holds `src[lane * stride + c]`. `src` reaches at least to
-    /// the last of them.
-    fn columns_f32(self, src: &[f32], stride: usize) -> [Self::F; 4];
-    /// Eight neighbouring columns of `LANES` rows, widened.
-    fn columns_f16(self, src: &[f16], stride: usize) -> [Self::F; 8];
-    /// Eight neighbouring columns of `LANES` rows, widened.
-    fn columns_bf16(self, src: &[bf16], stride: usize) -> [Self::F; 8];
+    /// Four neighbouring columns of `rows` rows (1 to `LANES`): vector `c` holds `src[lane * stride + c]`, lanes without a
+    /// row the last row's. `src` reaches at least to the last of them.
+    fn columns_f32(self, src: &[f32], stride: usize, rows: usize) -> [Self::F; 4];
+    /// Eight neighbouring columns, widened.
+    fn columns_f16(self, src: &[f16], stride: usize, rows: usize) -> [Self::F; 8];
+    /// Eight neighbouring columns, widened.
+    fn columns_bf16(self, src: &[bf16], stride: usize, rows: usize) -> [Self::F; 8];
 
     /// Transposes the square whose row `i` is `rows[i]`; `rows` holds `LANES` vectors.
     fn transpose(self, rows: &mut [Self::F]);

@@ -18,12 +18,17 @@ fn head_mut<T>(dst: &mut [T]) -> &mut [T; 8] {
     dst.first_chunk_mut().expect("room for a vector")
 }
 
-/// `N` neighbouring columns of 8 rows.
+/// `N` neighbouring columns of 8 rows, those from row `rows` on the last again.
 #[inline(always)]
-fn columns<T: Copy, const N: usize>(src: &[T], stride: usize, widen: impl Fn(T) -> f32) -> [f32x8; N] {
+fn columns<T: Copy, const N: usize>(
+    src: &[T],
+    stride: usize,
+    rows: usize,
+    widen: impl Fn(T) -> f32,
+) -> [f32x8; N] {
     let mut columns = [[0.0; 8]; N];
     for lane in 0..8 {
-        for (column, &x) in columns.iter_mut().zip(&src[lane * stride..][..N]) {
+        for (column, &x) in columns.iter_mut().zip(&src[lane.min(rows - 1) * stride..][..N]) {
             column[lane] = widen(x);
         }
     }
@@ -124,6 +129,19 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn reduce_add(self, a: f32x8) -> f32 {
+        let mut sum = a.to_array();
+        let mut half = sum.len() / 2;
+        while half > 0 {
+            for lane in 0..half {
+                sum[lane] += sum[lane + half];
+            }
+            half /= 2;
+        }
+        sum[0]
+    }
+
+    #[inline(always)]
     fn lt(self, a: f32x8, b: f32x8) -> f32x8 {
         a.simd_lt(b)
     }
@@ -141,16 +159,16 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn columns_f32(self, src: &[f32], stride: usize) -> [f32x8; 4] {
-        columns(src, stride, |x| x)
+    fn columns_f32(self, src: &[f32], stride: usize, rows: usize) -> [f32x8; 4] {
+        columns(src, stride, rows, |x| x)
     }
     #[inline(always)]
-    fn columns_f16(self, src: &[f16], stride: usize) -> [f32x8; 8] {
-        columns(src, stride, f16::to_f32_const)
+    fn columns_f16(self, src: &[f16], stride: usize, rows: usize) -> [f32x8; 8] {
+        columns(src, stride, rows, f16::to_f32_const)
     }
     #[inline(always)]
-    fn columns_bf16(self, src: &[bf16], stride: usize) -> [f32x8; 8] {
-        columns(src, stride, bf16::to_f32_const)
+    fn columns_bf16(self, src: &[bf16], stride: usize, rows: usize) -> [f32x8; 8] {
+        columns(src, stride, rows, bf16::to_f32_const)
     }
 
     #[inline(always)]

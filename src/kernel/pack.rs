@@ -25,7 +25,7 @@ pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out
 }
 
 /// Rows of keys into panels `first..`, as many as `panels` holds; keys that do not exist become
-/// arbitrary finite numbers.
+/// arbitrary numbers.
 ///
 /// Reads and writes each key once.
 #[inline(always)]

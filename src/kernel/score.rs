@@ -109,7 +109,7 @@ pub(crate) struct KeyRows<'a, T> {
 }
 
 /// The same as [`score_panels`] from keys held as rows: a few columns are gathered into registers at a time.
-/// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary finite scores.
+/// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     isa: I,
@@ -143,7 +143,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
 }
 
 /// Dimensions `d..d + COLUMNS` of the `LANES` keys from `first` on, one vector each. Keys and dimensions that do not exist
-/// are arbitrary or zero.
+/// are arbitrary.
 #[inline(always)]
 pub(crate) fn load_columns<I: Isa, T: Element>(
     isa: I,
@@ -152,29 +152,32 @@ pub(crate) fn load_columns<I: Isa, T: Element>(
     first: usize,
     d: usize,
 ) -> [I::F; 8] {
+    let rows = keys.len.saturating_sub(first).min(I::LANES);
     let at = first * keys.stride + d;
-    let reach = (I::LANES - 1) * keys.stride + T::COLUMNS;
-    if first + I::LANES <= keys.len
-        && let Some(block) = keys.data.get(at..at + reach)
+    let reach = |rows: usize| at..at + rows.saturating_sub(1) * keys.stride + T::COLUMNS;
+    if rows == I::LANES
+        && let Some(block) = keys.data.get(reach(I::LANES))
     {
-        return T::columns(isa, block, keys.stride);
+        return T::columns(isa, block, keys.stride, I::LANES);
     }
-    let mut block = [T::default(); 16 * 8];
-    copy_edge(keys, head_dim, first, d, &mut block);
-    T::columns(isa, &block, 8)
+    let copied;
+    let (block, stride, rows) = match keys.data.get(reach(rows)) {
+        Some(block) if rows > 0 => (block, keys.stride, rows),
+        _ => {
+            copied = copy_edge(keys, head_dim, first, d);
+            (&copied[..], 8, I::LANES)
+        }
+    };
+    T::columns(isa, block, stride, rows)
 }
 
-/// What there is of a block of keys where keys or the buffer end, in rows of 8.
+/// What there is of a block of keys where the buffer ends, in rows of 8.
 #[inline(never)]
-fn copy_edge<T: Element>(
-    keys: KeyRows<'_, T>,
-    head_dim: usize,
-    first: usize,
-    d: usize,
-    block: &mut [T; 128],
-) {
+fn copy_edge<T: Element>(keys: KeyRows<'_, T>, head_dim: usize, first: usize, d: usize) -> [T; 128] {
+    let mut block = [T::default(); 16 * 8];
     let dims = T::COLUMNS.min(head_dim - d);
     for (lane, to) in block.chunks_exact_mut(8).enumerate().take(keys.len.saturating_sub(first)) {
         to[..dims].copy_from_slice(&keys.data[(first + lane) * keys.stride + d..][..dims]);
     }
+    block
 }
