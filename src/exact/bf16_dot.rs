@@ -292,7 +292,7 @@ fn narrow_weights<I: Bf16Dot>(isa: I, weights: &[f32], out: &mut [Pair]) {
     }
 }
 
-/// The keys of a panel, from rows; keys that do not exist become zero.
+/// The keys of a panel, from rows; those that do not exist become zero, or stay as they are.
 #[inline(always)]
 fn pair_keys<I: Bf16Dot, T: Element>(
     isa: I,
@@ -304,6 +304,9 @@ fn pair_keys<I: Bf16Dot, T: Element>(
     for column in (0..PANEL).step_by(LANES) {
         let first = panel * PANEL + column;
         let count = keys.len.saturating_sub(first).min(LANES);
+        if count == 0 {
+            return;
+        }
         for (index, out) in out.chunks_mut(LANES * PANEL).enumerate() {
             let mut square = [isa.splat_pair([bf16::ZERO; 2]); LANES];
             for i in 0..count {

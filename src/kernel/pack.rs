@@ -24,10 +24,7 @@ pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out
     }
 }
 
-/// Rows of keys into panels `first..`, as many as `panels` holds; keys that do not exist become
-/// arbitrary numbers.
-///
-/// Reads and writes each key once.
+/// Rows of keys into `panels`, reading and writing each once. Keys that do not exist become, or stay, arbitrary numbers.
 #[inline(always)]
 pub(crate) fn pack_panels<I: Isa, T: Element>(
     isa: I,
@@ -39,6 +36,9 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
     for (panel, out) in panels.zip(out.chunks_exact_mut(PANEL * head_dim)) {
         for column in (0..PANEL).step_by(I::LANES) {
             let first = panel * PANEL + column;
+            if first >= keys.len {
+                return;
+            }
             let mut prefetch = PrefetchRows::new::<I, T>(keys, head_dim, first);
             for d in (0..head_dim).step_by(T::COLUMNS) {
                 prefetch.ask(isa, keys, head_dim);
