@@ -136,7 +136,7 @@ impl Plan {
             None => parallel::workers(usize::MAX),
         };
         let sizes = ScratchSizes::new(problem, options.bf16_dot)?;
-        let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
+        let rows = tile::BLOCK_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
         let splits = problem.max_kv_len.div_ceil(order.split);
         let splits = if splits > 1 { splits } else { 0 };
         let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())

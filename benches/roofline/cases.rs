@@ -172,6 +172,7 @@ fn of_level(level: Level) -> Vec<Setup> {
         (few([32, 8], 8, 4096, 128), Limit::MultiplyAdds),
         (few([32, 8], 16, 4096, 128), Limit::MultiplyAdds),
         (few([32, 32], 16, 4096, 128), Limit::MultiplyAdds),
+        (few([32, 1], 2, 8192, 128), Limit::MultiplyAdds),
     ] {
         setups.push(Setup { group: "few", case, limit, ..read });
         setups.push(Setup { group: "few", case, limit, panels: false, ..read });

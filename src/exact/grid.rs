@@ -36,9 +36,9 @@ impl Grid {
         let [pairs, kv_bytes] = call.work();
         let worth = tile::nanoseconds(pairs, kv_bytes) >= tile::PARALLEL_NANOSECONDS;
         let workers = if worth { parallel::workers(max_workers) } else { 1 };
-        let block_rows = tile::block_rows(rows, units, workers);
-        let blocks_per_unit = rows.div_ceil(block_rows.max(1));
         let splits = problem.max_kv_len.div_ceil(call.order.split);
+        let block_rows = tile::block_rows(rows, units, workers, splits);
+        let blocks_per_unit = rows.div_ceil(block_rows.max(1));
         let split = tile::split_keys(units, workers, blocks_per_unit, splits);
         let splits = if split { splits } else { 1 };
         let tasks = units.saturating_mul(blocks_per_unit).saturating_mul(splits);
