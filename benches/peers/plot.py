@@ -5,7 +5,7 @@ from html import escape
 from cases import GROUPS
 from results import best_peer, ratio_text
 
-WIDTH, LEFT, RIGHT = 1000, 360, 150
+WIDTH, LEFT, RIGHT = 1040, 400, 150
 BAR, GAP, HEAD = 9, 7, 34
 WINS = ["#7fb3d5", "#2471a3", "#1a5276", "#154360"]
 LOSSES = ["#e59866", "#ca6f1e", "#af601a", "#935116"]
@@ -18,11 +18,12 @@ def svg(run):
     sections = [(title, rows) for title, rows in sections if rows]
     ratios = [ratio for _, rows in sections for row in rows for bars in row[1].values() for ratio, _ in bars.values()]
     axis = Axis(ratios or [1.0])
-    body, y = [], 92
-    top = y
+    body, top = [], 70
+    y = top
     for title, rows in sections:
         y += HEAD
         body.append(f'<text x="16" y="{y - 8}" class="group">{escape(title)}</text>')
+        body += axis.labels(y - 8)
         for label, bars in rows:
             body += row_of(label, bars, threads, axis, y)
             y += BAR * len(threads) + GAP
@@ -30,11 +31,11 @@ def svg(run):
     return "\n".join(
         [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">',
          STYLE, f'<rect width="{WIDTH}" height="{height}" fill="white"/>']
-        + title_of(run, threads) + axis.lines(top, y) + body + ["</svg>", ""])
+        + title_of(run, threads) + list(axis.lines(top, y)) + body + ["</svg>", ""])
 
 
 STYLE = """<style>
-text { font: 11px system-ui, sans-serif; fill: #333 }
+text { font: 11px system-ui, 'DejaVu Sans', sans-serif; fill: #333 }
 .title { font-size: 17px; font-weight: 600 }
 .group { font-size: 13px; font-weight: 600 }
 .value { font-size: 9px }
@@ -51,14 +52,18 @@ class Axis:
     def x(self, ratio):
         return LEFT + (WIDTH - LEFT - RIGHT) * (math.log(ratio) - self.low) / (self.high - self.low)
 
+    def ticks(self):
+        return [tick for tick in TICKS if self.low <= math.log(tick) <= self.high]
+
     def lines(self, top, bottom):
-        out = []
-        for tick in TICKS:
-            if self.low <= math.log(tick) <= self.high:
-                x, style = self.x(tick), 'stroke="#333" stroke-width="1.2"' if tick == 1 else 'stroke="#ddd"'
-                out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" {style}/>')
-                out.append(f'<text x="{x:.1f}" y="{top - 6}" class="tick">{tick:g}x</text>')
-        return out
+        for tick in self.ticks():
+            style = 'stroke="#333" stroke-width="1.2"' if tick == 1 else 'stroke="#ddd"'
+            yield f'<line x1="{self.x(tick):.1f}" x2="{self.x(tick):.1f}" y1="{top}" y2="{bottom}" {style}/>'
+
+    def labels(self, y):
+        for tick in self.ticks():
+            yield f'<rect x="{self.x(tick) - 15:.1f}" y="{y - 11}" width="30" height="14" fill="white"/>'
+            yield f'<text x="{self.x(tick):.1f}" y="{y}" class="tick">{tick:g}x</text>'
 
 
 def rows_of(lines, group):

@@ -4,7 +4,7 @@ import openvino
 from openvino import opset13 as ops
 from openvino import opset6
 
-from . import NUMPY, THREADS, Call, Unsupported, bits_of_bf16
+from . import THREADS, Call, Unsupported, bits_of_bf16
 
 TYPES = {"f32": openvino.Type.f32, "f16": openvino.Type.f16, "bf16": openvino.Type.bf16}
 
@@ -25,13 +25,17 @@ def math_of(model):
 
 
 def tensor(x, dtype):
+    """One that owns its memory."""
+    out = openvino.Tensor(TYPES[dtype], openvino.Shape(list(x.shape)))
     if dtype == "bf16":
-        return openvino.Tensor(bits_of_bf16(x), openvino.Shape(list(x.shape)), TYPES[dtype])
-    return openvino.Tensor(np.ascontiguousarray(x).astype(NUMPY[dtype]))
+        out.data.view(np.uint16)[...] = bits_of_bf16(x)
+    else:
+        out.data[...] = x
+    return out
 
 
 def array(tensor):
-    data = np.asarray(tensor.data)
+    data = tensor.data
     if tensor.element_type == TYPES["bf16"]:
         bits = data.view(np.uint16).astype(np.uint32) << 16
         return bits.view(np.float32).reshape(list(tensor.shape))
@@ -84,14 +88,14 @@ def stateful(case, q, k, v):
     graph = openvino.Model([ops.result(result)], [keep_keys, keep_values], parameters + [beams])
     model = compiled(graph, case.dtype)
     request = model.create_infer_request()
-    past = {name: openvino.Tensor(np.ascontiguousarray(x[:, :, :-case.q_len])) for name, x in (("k", k), ("v", v))}
+    past = {name: tensor(x[:, :, :-case.q_len], "f32") for name, x in (("k", k), ("v", v))}
 
     def renew():
         for variable in request.query_state():
             variable.state = past[variable.name]
 
     renew()
-    new = [openvino.Tensor(np.ascontiguousarray(x[:, :, -case.q_len:])) for x in (q, k, v)]
+    new = [tensor(x[:, :, -case.q_len:], "f32") for x in (q, k, v)]
     run = runner(request, new + [openvino.Tensor(np.arange(case.batch, dtype=np.int32))])
     return Call(run, array, math_of(model), renew, max(1, case.kv_len // (32 * case.q_len)))
 

@@ -6,6 +6,7 @@ mod candle;
 mod rten;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -14,15 +15,6 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Seconds after which a first call counts as the measurement: it need not be warmed up.
 const SLOW: f64 = 2.0;
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Line {
-    Hello(bool),
-    Empty(Empty),
-    #[serde(untagged)]
-    Case(Request),
-}
 
 #[derive(Deserialize)]
 struct Empty {
@@ -91,31 +83,36 @@ fn main() -> Outcome<()> {
         _ => return Err("which one: candle or rten?".into()),
     };
     for line in std::io::stdin().lock().lines() {
-        let answer =
-            serve(&library, &line?).unwrap_or_else(|error| serde_json::json!({ "error": error.to_string() }));
+        let answer = serve(&library, &line?).unwrap_or_else(|error| json!({ "error": error.to_string() }));
         println!("@{answer}");
         std::io::stdout().flush()?;
     }
     Ok(())
 }
 
-fn serve(library: &Library, line: &str) -> Outcome<serde_json::Value> {
-    let times = match serde_json::from_str(line)? {
-        Line::Hello(_) => {
-            return Ok(serde_json::json!({ "version": version(library.package), "routes": library.routes }));
+fn serve(library: &Library, line: &str) -> Outcome<Value> {
+    let question: Value = serde_json::from_str(line)?;
+    if question.get("hello").is_some() {
+        return Ok(json!({ "version": version(library.package), "routes": library.routes }));
+    }
+    let times = match question.get("empty") {
+        Some(empty) => {
+            let empty = Empty::deserialize(empty)?;
+            time(&*(library.empty)(&empty)?, empty.secs)?
         }
-        Line::Empty(empty) => time(&*(library.empty)(&empty)?, empty.secs)?,
-        Line::Case(request) => {
-            let call = (library.prepare)(&request)?;
-            let before = Instant::now();
-            let output = call.output()?;
-            let first = before.elapsed().as_secs_f64();
-            let bytes: Vec<u8> = output.iter().flat_map(|x| x.to_le_bytes()).collect();
-            std::fs::write(&request.out, bytes)?;
-            if first > SLOW { vec![first] } else { time(&*call, request.secs)? }
-        }
+        None => serve_case(library, &Request::deserialize(question)?)?,
     };
-    Ok(serde_json::json!({ "times": times }))
+    Ok(json!({ "times": times }))
+}
+
+fn serve_case(library: &Library, request: &Request) -> Outcome<Vec<f64>> {
+    let call = (library.prepare)(request)?;
+    let before = Instant::now();
+    let output = call.output()?;
+    let first = before.elapsed().as_secs_f64();
+    let bytes: Vec<u8> = output.iter().flat_map(|x| x.to_le_bytes()).collect();
+    std::fs::write(&request.out, bytes)?;
+    if first > SLOW { Ok(vec![first]) } else { time(&*call, request.secs) }
 }
 
 /// `None` if the lock file is not written as expected.

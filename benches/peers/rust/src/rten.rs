@@ -11,7 +11,7 @@ pub(crate) const LIBRARY: Library = Library {
     routes: &["Attention"],
     prepare: |request| Ok(Box::new(Graph::of_case(request)?)),
     empty: |empty: &Empty| {
-        Ok(Box::new(Graph { model: load(&empty.model)?, inputs: vec![Tensor::from([1.0f32].as_slice())] }))
+        Ok(Box::new(Graph { model: load(&empty.model)?, inputs: vec![Tensor::from_data(&[1], vec![1.0])] }))
     },
 };
 
