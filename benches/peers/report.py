@@ -8,8 +8,8 @@ from verdict import verdict
 
 
 def markdown(run):
-    parts = [heading(run), how_to_read()]
     lines = run["cases"]
+    parts = [heading(run)] + [how_to_read(run)] * bool(lines)
     for group, title in GROUPS.items():
         for dtype in ("f32", "f16", "bf16"):
             chosen = [line for line in lines if (line["group"], line["dtype"]) == (group, dtype)]
@@ -28,12 +28,12 @@ def heading(run):
     return (
         f"# Attention on CPUs, {run['date']}\n\n"
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, {' '.join(machine['features'])}.\n"
-        f"{versions}.\n"
-        f"Medians of {run['rounds']} rounds of {run['secs']} s; ours and each peer in turn.")
+        f"{versions}.")
 
 
-def how_to_read():
+def how_to_read(run):
     return (
+        f"Medians of {run['rounds']} rounds of {run['secs']} s, ours and each peer in turn. "
         "`b` batch, `h` query heads, `kv` KV heads, `q` queries, `k` keys, `d` head dimension. Ratios are the best peer's "
         "time over ours, medians over rounds of neighbouring turns: above 1 ours is faster; **bold** is a loss. Ours from "
         "borrowed `rows`, with keys held in `panels`, and in the opt-in `bf16-dot` tier. A peer's time with `*` was "
