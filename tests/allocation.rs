@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use lucid_attention::{
-    Element, Inputs, KeyPanels, Keys, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged,
+    Element, Inputs, KeyPanels, Keys, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged,
     ScoreStage, Scores, View, ViewMut,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -108,11 +108,11 @@ fn memory() {
     calls::<f16, f16>(1);
     calls::<bf16, f32>(1);
 
-    let mut panels = KeyPanels::with_capacity(1, 2, 8, 256).expect("memory");
+    let mut cache = KvCache::new(1, &Problem::new(2, 8, 1, 256)).expect("memory");
     let rows = vec![1.0f32; 2 * 3 * 8];
     let view = View::new(&rows, [1, 2, 3, 8]).expect("sized to its shape");
-    let counted = allocations(|| (0..10).for_each(|_| panels.append(view).expect("room")));
-    assert_eq!(counted, 0, "appending keys");
+    let counted = allocations(|| (0..10).for_each(|_| cache.append(view, view).expect("room")));
+    assert_eq!(counted, 0, "appending keys and values");
 
     // Inside a worker; entering the pool from outside is rayon's, and may allocate now and then.
     #[cfg(feature = "rayon")]
