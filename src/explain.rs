@@ -5,6 +5,7 @@ use crate::exact::call::Call;
 use crate::exact::grid::Grid;
 use crate::inputs::Keys;
 use crate::isa::Level;
+use crate::kernel::MAX_ROWS;
 use crate::plan::Plan;
 use crate::tile;
 use std::fmt;
@@ -27,6 +28,8 @@ pub struct Explanation {
     pub threads: usize,
     /// Query rows (of all heads that share keys) worked on at a time.
     pub block_rows: usize,
+    /// Query rows and keys of a tile: how much is scored, weighed and added up at a time.
+    pub tile: [usize; 2],
     /// Tasks in all.
     pub tasks: usize,
     /// Splits of keys that run side by side, 1 if keys are not split.
@@ -76,6 +79,7 @@ impl Explanation {
             keys,
             threads: grid.workers,
             block_rows: grid.block_rows,
+            tile: [MAX_ROWS.min(grid.block_rows), call.order.tile],
             tasks: grid.units.saturating_mul(grid.blocks_per_unit).saturating_mul(grid.splits),
             splits: grid.splits,
             estimated_microseconds: tile::nanoseconds(multiply_adds, kv_bytes) / 1e3,
@@ -86,14 +90,15 @@ impl Explanation {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { level, q_dtype, kv_dtype, block_rows, tasks, splits, threads, .. } = self;
+        let Self { level, q_dtype, kv_dtype, block_rows, tile: [rows, keys], tasks, splits, threads, .. } =
+            self;
         let tier = if self.bf16_dot {
             "bf16 dot-product attention (operands and weights rounded to bf16)"
         } else {
             "exact attention, order version 1"
         };
         writeln!(f, "{tier}, level {level}, q and out {q_dtype}, k and v {kv_dtype}")?;
-        let keys = match self.keys {
+        let path = match self.keys {
             KeyPath::Panels => "read from their panels",
             KeyPath::Packed => "packed into panels once per head and worker, for several blocks of queries",
             KeyPath::PackedTile => {
@@ -101,10 +106,11 @@ impl fmt::Display for Explanation {
             }
             KeyPath::Transposed => "transposed in registers: too few queries for packing to pay",
         };
-        writeln!(f, "keys: {keys}")?;
+        writeln!(f, "keys: {path}")?;
         writeln!(
             f,
-            "blocks: {block_rows} query rows each, {tasks} tasks, keys in {splits} split(s) side by side"
+            "blocks: {block_rows} query rows each in tiles of {rows} by {keys} keys, {tasks} tasks, keys in {splits} \
+             split(s) side by side"
         )?;
         let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
             (1, true) => "too little work to wake another thread",

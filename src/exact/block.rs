@@ -210,7 +210,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let Some(shape) = shape else { continue };
         let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
         E::score_group(isa, source, operands, group, &tile, &shape.columns, scores);
-        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape.columns, whole, scores, bits);
+        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape, scores, bits);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
@@ -226,23 +226,23 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
 
 /// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
 /// factors by which what the rows accumulated before has to be rescaled, and whether some row's keys are anything but one
-/// interval. With `whole`, scores are logits already and none is masked.
+/// interval.
 #[inline(always)]
 pub(crate) fn weigh_group<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     rows: &mut [BlockRow],
     tile: &Range<usize>,
-    columns: &Range<usize>,
-    whole: bool,
+    shape: &GroupShape,
     scores: &mut [f32],
     bits: &mut [TileBits; MAX_ROWS],
 ) -> ([f32; 16], bool) {
+    let GroupShape { columns, whole, .. } = shape;
     let mut visible = [Visible::All; MAX_ROWS];
     let mut maxima = [f32::NEG_INFINITY; 16];
     for (r, row) in rows.iter().enumerate() {
         let scores = &mut scores[r * TILE..][..TILE];
-        if !whole {
+        if !*whole {
             visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
         }
         maxima[r] = tile_max(isa, scores, columns.clone(), visible[r].masked(&bits[r]));
@@ -257,20 +257,27 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
 }
 
 /// Which columns of a tile a group of rows needs.
-struct GroupShape {
+pub(crate) struct GroupShape {
     /// Columns that some row may attend.
     some: Range<usize>,
     /// Columns that every row may attend, as far as intervals say.
     all: Range<usize>,
     /// `some`, rounded outwards to multiples of 16.
     columns: Range<usize>,
+    /// Whether every row may attend all of them, and dot products are logits as they are.
+    whole: bool,
 }
 
 impl GroupShape {
     /// Every row needs all of a tile, whose length is a multiple of 16.
     #[inline(always)]
     fn whole(len: usize) -> Self {
-        Self { some: 0..len, all: 0..len, columns: 0..len }
+        Self { some: 0..len, all: 0..len, columns: 0..len, whole: true }
+    }
+
+    /// All columns of a tile, whatever rows may attend.
+    pub(crate) fn all_columns(len: usize) -> Self {
+        Self { some: 0..len, all: len..len, columns: 0..len.next_multiple_of(16), whole: false }
     }
 
     /// `None` if no row has a key in the tile.
@@ -291,13 +298,13 @@ impl GroupShape {
             all = some.end..some.end;
         }
         let columns = some.start / 16 * 16..some.end.next_multiple_of(16);
-        Some(Self { some, all, columns })
+        Some(Self { some, all, columns, whole: false })
     }
 
     /// The columns to add up. With `scattered`, keys may be removed anywhere.
     #[inline(always)]
     fn runs(self, scattered: bool) -> Runs {
-        let Self { some, all, columns } = self;
+        let Self { some, all, columns, .. } = self;
         let runs = if scattered {
             [(some, true), (0..0, false), (0..0, true)]
         } else {

@@ -4,7 +4,7 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, Visible, describe_row, shape_row, weigh_group};
+use super::block::{Block, BlockRow, GroupShape, Visible, describe_row, shape_row, weigh_group};
 use super::call::Call;
 use super::finish::with_sink;
 use super::tier::{Engine, Tier, TierKernel};
@@ -147,14 +147,13 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
 ) {
     for tile in tiles(call, keys) {
         score_tile::<I, E, T>(isa, source, scratch, &tile);
-        let columns = 0..tile.len().next_multiple_of(16);
         if tile.start.is_multiple_of(call.order.split) {
             for row in &mut scratch.rows {
                 close_split(isa, row);
             }
         }
         let Scratch { rows, scores, bits, .. } = &mut *scratch;
-        weigh_group(isa, call, rows, &tile, &columns, false, scores, bits);
+        weigh_group(isa, call, rows, &tile, &GroupShape::all_columns(tile.len()), scores, bits);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
