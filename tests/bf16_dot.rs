@@ -6,10 +6,11 @@
 mod common;
 
 use common::bound::{Bound, check};
+use common::cases::{Ask, Results, Rng, assert_equal, assert_same, run};
 use half::{bf16, f16};
 use lucid_attention::{
     AttentionError, Element, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
-    QueryStart, ScoreStage, Scores, Span, View, ViewMut, reference,
+    QueryStart, ScoreStage, Span, View, ViewMut, reference,
 };
 
 /// False, loudly, where there is nothing to test.
@@ -21,7 +22,10 @@ fn available() -> bool {
     available
 }
 
-const OPTIONS: PlanOptions = PlanOptions { level: Some(Level::Avx512), max_threads: Some(1), bf16_dot: true };
+/// The output and LSE in this tier.
+fn ask() -> Ask<'static> {
+    Ask { bf16_dot: true, lse: true, ..Ask::at(Level::Avx512) }
+}
 
 /// Weights rounded to bf16, two roundings per pair, subnormals flushed.
 const BOUND: Bound = Bound {
@@ -38,14 +42,8 @@ const BOUND: Bound = Bound {
 
 /// Numbers in -1.7..1.7 that are not bf16.
 fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| T::from_f32(next() * 1.7)).collect()
+    let mut rng = Rng::new(seed);
+    (0..count).map(|_| T::from_f32(rng.uniform() * 1.7)).collect()
 }
 
 fn rounded<T: Element>(values: &[T]) -> Vec<T> {
@@ -161,25 +159,13 @@ impl<Q: Element, T: Element> Case<Q, T> {
     }
 }
 
-/// Output and LSE.
-fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, options: &PlanOptions) -> (Vec<Q>, Vec<f32>) {
-    let plan = Plan::with_options(&Problem::of(inputs), options).unwrap();
-    let shape = inputs.output_shape();
-    let rows = shape[0] * shape[1] * shape[2];
-    let (mut out, mut lse) = (vec![Q::default(); rows * shape[3]], vec![0.0; rows]);
-    let outputs = Outputs::new(ViewMut::new(&mut out, shape).unwrap()).lse(&mut lse);
-    plan.run(inputs, outputs, &mut plan.workspace().unwrap()).unwrap();
-    (out, lse)
-}
-
-fn bits<T: Element>(values: &[T]) -> Vec<u32> {
-    values.iter().map(|x| x.to_f32().to_bits()).collect()
-}
-
+/// Asserts that one row of some results is another of others.
 #[track_caller]
-fn assert_same<Q: Element>(got: &(Vec<Q>, Vec<f32>), expected: &(Vec<Q>, Vec<f32>), what: &str) {
-    assert!(bits(&got.0) == bits(&expected.0), "{what}: out");
-    assert!(bits(&got.1) == bits(&expected.1), "{what}: lse");
+fn assert_row<Q: Element>(got: &Results<Q>, at: usize, expected: &Results<Q>, row: usize, what: &str) {
+    let v_dim = expected.out.len() / expected.lse.len();
+    let of = |all: &Results<Q>, row: usize| all.out[row * v_dim..][..v_dim].to_vec();
+    assert_same(&of(got, at), &of(expected, row), &format!("{what}: out"));
+    assert_same(&[got.lse[at]], &[expected.lse[row]], &format!("{what}: lse"));
 }
 
 const SHAPES: [Shape; 12] = [
@@ -202,15 +188,15 @@ fn close<Q: Element, T: Element>() {
     for shape in SHAPES {
         for rule in RULES {
             let case = Case::<Q, T>::new(shape, rule);
-            let got = run(&case.inputs(), &OPTIONS);
+            let got = run(&case.inputs(), &ask());
             let case = case.rounded();
             let inputs = case.inputs();
-            let out = View::new(&got.0, inputs.output_shape()).unwrap();
-            let checked = check(&inputs, &out, Some(&got.1), &BOUND)
+            let out = View::new(&got.out, inputs.output_shape()).unwrap();
+            let checked = check(&inputs, &out, Some(&got.lse), &BOUND)
                 .unwrap_or_else(|error| panic!("{shape:?}, {rule:?}: {error}"));
             assert_eq!(checked.uncertified_rows, 0, "{shape:?}, {rule:?}: rows without a bound");
             worst = worst.max(checked.worst);
-            assert_same(&run(&inputs, &OPTIONS), &got, &format!("{shape:?}, {rule:?}: rounded before"));
+            assert_equal(&run(&inputs, &ask()), &got, &format!("{shape:?}, {rule:?}: rounded before"));
         }
     }
     eprintln!("{} and {}: the worst error is {worst:.3} of its bound", Q::DTYPE, T::DTYPE);
@@ -239,12 +225,12 @@ fn panels_and_rows_agree() {
                 let case = Case::<f32, T>::new(shape, rule);
                 let (q, k, v) = case.views();
                 let panels = KeyPanels::from_rows(k, shape[4]).unwrap();
-                let from_rows = run(&case.inputs(), &OPTIONS);
-                let from_panels = run(&case.shaped(Inputs::new(q, &panels, v)), &OPTIONS);
-                assert_same(&from_panels, &from_rows, &format!("{} {shape:?} {rule:?}", T::DTYPE));
+                let from_rows = run(&case.inputs(), &ask());
+                let from_panels = run(&case.shaped(Inputs::new(q, &panels, v)), &ask());
+                assert_equal(&from_panels, &from_rows, &format!("{} {shape:?} {rule:?}", T::DTYPE));
                 if shape[4] > 30 && shape[5] > 1 && shape[6] > 0 {
-                    let exact = run(&case.inputs(), &PlanOptions { bf16_dot: false, ..OPTIONS });
-                    assert!(exact.0 != from_rows.0, "{shape:?}, {rule:?}: the same as the exact tier");
+                    let exact = run(&case.inputs(), &Ask { bf16_dot: false, ..ask() });
+                    assert!(exact.out != from_rows.out, "{shape:?}, {rule:?}: the same as the exact tier");
                 }
             }
         }
@@ -263,7 +249,7 @@ fn removed_keys_do_not_show() {
     for shape in [[1, 2, 1, 40, 90, 15, 19], [2, 1, 1, 3, 75, 32, 64], [1, 1, 1, 50, 1100, 16, 16]] {
         for rule in RULES {
             let case = Case::<f32, f32>::new(shape, rule);
-            let expected = run(&case.inputs(), &OPTIONS);
+            let expected = run(&case.inputs(), &ask());
             let [_, q_heads, _, q_len, kv_len, head_dim, v_dim] = shape;
             let group = q_heads / shape[2];
             // The last row (of each batch entry and KV head) that attends something, and one of the first.
@@ -285,13 +271,11 @@ fn removed_keys_do_not_show() {
                         }
                     })
                     .unwrap();
-                    let got = run(&poisoned.inputs(), &OPTIONS);
+                    let got = run(&poisoned.inputs(), &ask());
                     for head in 0..shape[0] * q_heads {
                         let row = head * q_len + target;
-                        let same = bits(&got.0[row * v_dim..][..v_dim])
-                            == bits(&expected.0[row * v_dim..][..v_dim])
-                            && got.1[row].to_bits() == expected.1[row].to_bits();
-                        assert!(same, "{shape:?}, {rule:?}, row {target} of head {head}: {poison:e} shows");
+                        let what = format!("{shape:?}, {rule:?}, row {target} of head {head}: {poison:e}");
+                        assert_row(&got, row, &expected, row, &what);
                     }
                 }
             }
@@ -308,7 +292,7 @@ fn attended_numbers_show() {
     let mut case = Case::<f32, f32>::new([1, 1, 1, 10, 10, 8, 8], Rule::Causal);
     case.v[5 * 8 + 3] = f32::INFINITY;
     case.k[7 * 8 + 1] = f32::NAN;
-    let (out, lse) = run(&case.inputs(), &OPTIONS);
+    let Results { out, lse, .. } = run(&case.inputs(), &ask());
     for query in 0..10 {
         for d in 0..8 {
             let x = out[query * 8 + d];
@@ -334,13 +318,13 @@ fn any_number_of_threads() {
     for shape in [[2, 4, 2, 150, 300, 64, 48], [1, 2, 1, 1, 9000, 64, 64], [1, 1, 1, 4, 12_345, 32, 32]] {
         for rule in [Rule::Full, Rule::Causal, Rule::Allowed, Rule::KvLens] {
             let case = Case::<f32, bf16>::new(shape, rule);
-            let alone = run(&case.inputs(), &OPTIONS);
+            let alone = run(&case.inputs(), &ask());
             for threads in 1..=3 {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                for max_threads in [Some(2), None] {
-                    let options = PlanOptions { max_threads, ..OPTIONS };
-                    let got = pool.install(|| run(&case.inputs(), &options));
-                    assert_same(&got, &alone, &format!("{shape:?}, {rule:?}, {threads} threads"));
+                for most in [2, threads] {
+                    let ask = Ask { threads: most, ..ask() };
+                    let got = pool.install(|| run(&case.inputs(), &ask));
+                    assert_equal(&got, &alone, &format!("{shape:?}, {rule:?}, {threads} threads"));
                 }
             }
         }
@@ -358,7 +342,7 @@ fn any_company() {
             let case = Case::<f16, f16>::new(shape, rule);
             let (q, k, v) = case.views();
             let [batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_dim] = shape;
-            let together = run(&case.inputs(), &OPTIONS);
+            let together = run(&case.inputs(), &ask());
             for b in 0..batch {
                 let q = &q.data()[b * q_heads * q_len * head_dim..][..q_heads * q_len * head_dim];
                 let k = &k.data()[b * kv_heads * kv_len * head_dim..][..kv_heads * kv_len * head_dim];
@@ -366,13 +350,14 @@ fn any_company() {
                 let k = View::new(k, [1, kv_heads, kv_len, head_dim]).unwrap();
                 let v = View::new(v, [1, kv_heads, kv_len, v_dim]).unwrap();
                 let own = q_heads * q_len;
-                let expected = (
-                    together.0[b * own * v_dim..][..own * v_dim].to_vec(),
-                    together.1[b * own..][..own].to_vec(),
-                );
+                let expected = Results {
+                    out: together.out[b * own * v_dim..][..own * v_dim].to_vec(),
+                    lse: together.lse[b * own..][..own].to_vec(),
+                    ..Results::default()
+                };
                 let q = View::new(q, [1, q_heads, q_len, head_dim]).unwrap();
-                let got = run(&case.shaped(Inputs::new(q, k, v)), &OPTIONS);
-                assert_same(&got, &expected, &format!("{shape:?}, {rule:?}, batch {b} alone"));
+                let got = run(&case.shaped(Inputs::new(q, k, v)), &ask());
+                assert_equal(&got, &expected, &format!("{shape:?}, {rule:?}, batch {b} alone"));
                 if rule == Rule::Shaped {
                     continue;
                 }
@@ -383,13 +368,11 @@ fn any_company() {
                             .unwrap();
                     let start = (kv_len - q_len + query) as i64;
                     let inputs = Inputs::new(one, k, v).mask(case.mask()).q_start(QueryStart::At(start));
-                    let got = run(&inputs, &OPTIONS);
+                    let got = run(&inputs, &ask());
                     for h in 0..q_heads {
                         let row = h * q_len + query;
-                        let same = bits(&got.0[h * v_dim..][..v_dim])
-                            == bits(&expected.0[row * v_dim..][..v_dim])
-                            && got.1[h].to_bits() == expected.1[row].to_bits();
-                        assert!(same, "{shape:?}, {rule:?}: row {query} of head {h} alone");
+                        let what = format!("{shape:?}, {rule:?}: row {query} of head {h} alone");
+                        assert_row(&got, h, &expected, row, &what);
                     }
                 }
             }
@@ -405,18 +388,12 @@ fn scores() {
     }
     let case = Case::<f32, f32>::new([1, 2, 1, 20, 300, 31, 16], Rule::Shaped).rounded();
     let inputs = case.inputs();
-    let plain = run(&inputs, &OPTIONS);
+    let plain = run(&inputs, &ask());
     for stage in [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Softmax] {
-        let plan = Plan::with_options(&Problem::of(&inputs), &OPTIONS).unwrap();
-        let shape = inputs.output_shape();
-        let mut out = vec![0.0f32; plain.0.len()];
-        let mut scores = vec![0.0f32; 2 * 20 * 300];
-        let outputs = Outputs::new(ViewMut::new(&mut out, shape).unwrap())
-            .scores(Scores::new(stage, ViewMut::new(&mut scores, [1, 2, 20, 300]).unwrap()));
-        plan.run(&inputs, outputs, &mut plan.workspace().unwrap()).unwrap();
-        assert!(bits(&out) == bits(&plain.0), "{stage:?}: asking for scores changes the output");
+        let got = run(&inputs, &ask().scores(stage));
+        assert_same(&got.out, &plain.out, &format!("{stage:?}: the output with scores"));
         let expected = reference::scores(&inputs, stage).unwrap();
-        for (at, (&got, &expected)) in scores.iter().zip(&expected).enumerate() {
+        for (at, (&got, &expected)) in got.scores.iter().zip(&expected).enumerate() {
             let close = f64::from(got) == expected || (f64::from(got) - expected).abs() < 1e-4;
             assert!(close, "{stage:?}[{at}]: got {got:e}, expected {expected:e}");
         }
@@ -435,9 +412,10 @@ fn unavailable() {
     if !available() {
         return;
     }
-    let plan = Plan::with_options(&problem, &OPTIONS).unwrap();
+    let options = PlanOptions { level: Some(Level::Avx512), bf16_dot: true, ..PlanOptions::default() };
+    let plan = Plan::with_options(&problem, &options).unwrap();
     assert!(plan.bf16_dot(), "the plan says so");
-    let exact = Plan::with_options(&problem, &PlanOptions { bf16_dot: false, ..OPTIONS }).unwrap();
+    let exact = Plan::with_options(&problem, &PlanOptions { bf16_dot: false, ..options }).unwrap();
     let (x, mut out) = (vec![0.5f32; 32], vec![0.0f32; 32]);
     let view = View::new(&x, [1, 1, 4, 8]).unwrap();
     let inputs = Inputs::new(view, view, view);

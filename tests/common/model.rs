@@ -45,6 +45,7 @@ pub struct Lengths {
 }
 
 impl Lengths {
+    /// Those of the order of operations, version 1.
     pub const VERSION_1: Lengths = Lengths { tile: 256, split: 1024 };
 }
 

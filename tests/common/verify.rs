@@ -8,6 +8,7 @@ use super::model::Model;
 use crate::with_types;
 use lucid_attention::{Element, Inputs, Level, ScoreStage, View};
 
+/// Every stage of scores, in order.
 pub const STAGES: [ScoreStage; 4] =
     [ScoreStage::Raw, ScoreStage::Capped, ScoreStage::Biased, ScoreStage::Softmax];
 

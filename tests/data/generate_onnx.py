@@ -1,4 +1,4 @@
-"""Writes onnx_attention.json, the cases of tests/onnx.rs.
+"""Writes onnx_attention.json, the cases of tests/onnx.
 
     pip install onnx==1.23.2 numpy ml_dtypes
     python tests/data/generate_onnx.py            # rewrites the file beside this one, the same bytes every time

@@ -1,9 +1,7 @@
-//! The standard's `Attention`, opsets 23 to 25 with their errata: `onnx/operator.rs` expresses the operator with this
+//! The standard's `Attention`, opsets 23 to 25 with their errata: `operator.rs` expresses the operator with this
 //! crate, and is run on every case of the PyPI package `onnx` and on more written against the operator's text.
 
-#[path = "onnx/cases.rs"]
 mod cases;
-#[path = "onnx/operator.rs"]
 mod operator;
 
 use cases::{Case, Cases};

@@ -1,0 +1,59 @@
+//! Laws that attention obeys whatever the numbers, and rules for numbers that are none; on every level.
+//!
+//! The exact ones hold bit for bit, the others within roundings. Where the law is about ways of making the same call, it
+//! is in `tests/determinism`.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod algebra;
+mod limits;
+mod options;
+mod poison;
+mod workspaces;
+
+use common::cases::*;
+use common::guard::announce;
+use lucid_attention::{Inputs, Level, View};
+
+/// A few hundred cases: all pairs of options, with types and layouts taking turns.
+fn cases() -> impl Iterator<Item = Case> {
+    let options = Rules::OPTIONS;
+    let pairs = (0..options.len()).flat_map(move |a| (0..=a).map(move |b| (a, b)));
+    pairs.enumerate().map(move |(index, (a, b))| {
+        let (q_len, kv_len) = [(9, 40), (30, 30), (1, 300), (14, 70)][index % 4];
+        let storage = [Storage::HeadMajor, Storage::Gaps, Storage::TokenMajor][index % 3];
+        let types = TYPES[index % TYPES.len()];
+        let mut case = Case { types, heads: [4, 2], q_len, kv_len, storage, ..Case::default() };
+        case = Case { seed: index as u64, head_dim: 11, v_dim: 18, batch: 1 + index % 2, ..case };
+        options[a](&mut case.rules);
+        options[b](&mut case.rules);
+        case.possible()
+    })
+}
+
+/// Queries and keys of size 1, values of size 1.
+fn plain<'a>(q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Inputs<'a, f32, f32> {
+    let view = |data: &'a [f32]| View::new(data, [1, 1, data.len(), 1]).expect("a column");
+    Inputs::new(view(q), view(k), view(v))
+}
+
+/// A well-conditioned case with random operands.
+fn normal(seed: u64) -> Case {
+    let rng = &mut Rng::new(seed);
+    let case = Case { seed, head_dim: rng.between(1..=40), v_dim: rng.between(1..=40), ..Case::default() };
+    Case { heads: [4, 2], q_len: rng.between(1..=9), kv_len: rng.between(1..=400), ..case }
+}
+
+const SEEDS: u64 = 60;
+
+/// Calls `check` with a level and a well-conditioned case's operands.
+fn for_normal_cases(check: impl Fn(Level, &Case, &Operands<f32, f32>)) {
+    for case in (0..SEEDS).map(normal) {
+        let _announced = announce(&case);
+        let operands = case.operands::<f32, f32>(Place::Heap);
+        for level in levels() {
+            check(level, &case, &operands);
+        }
+    }
+}
