@@ -3,6 +3,7 @@
 //! What results are worth is promised for the default environment only (see the README). In one that flushes subnormals
 //! calls still return, with numbers that are about right where no subnormals matter.
 #![cfg(target_arch = "x86_64")]
+#![allow(missing_docs, reason = "a test")]
 
 mod common;
 

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A row's result depends on its query, its keys and the call's rules only: not on threads, batch, block, level (among
-//! those that fuse) or on whether it came alone. `tests/determinism.rs` holds this bit for bit, against a scalar model
+//! those that fuse) or on whether it came alone. `tests/determinism` holds this bit for bit, against a scalar model
 //! of the order in `tests/common/model.rs`. On levels without fused multiply-add each step of a chain rounds twice and
 //! all else is the same.
 //!
