@@ -16,12 +16,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MAX_RANGES: usize = 64;
 
 /// How many workers can run at once from here, at most `limit`.
+///
+/// To ask outside any pool starts rayon's global one, so for a limit of 1 nobody asks.
 pub(crate) fn workers(limit: usize) -> usize {
     #[cfg(feature = "rayon")]
-    let threads = rayon::current_num_threads();
+    let threads = if limit > 1 { rayon::current_num_threads() } else { 1 };
     #[cfg(not(feature = "rayon"))]
     let threads = 1;
     threads.min(limit).max(1)
+}
+
+/// How many workers to expect, found without starting a thread: outside any pool as many as there are processors, which
+/// is the size that rayon's global pool has unless told otherwise.
+pub(crate) fn expected_workers() -> usize {
+    #[cfg(feature = "rayon")]
+    if rayon::current_thread_index().is_none() {
+        // Asking the system reads files.
+        static PROCESSORS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+        return *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, Into::into));
+    }
+    workers(usize::MAX)
 }
 
 /// Calls `work(task, scratch)` once for each task in `0..tasks`, on as many workers as there are `scratches`.

@@ -1,7 +1,7 @@
 //! Plan once, run often: a [`Plan`] fixes sizes and choices, a [`Workspace`] holds the scratch, `run` does the work
 //! without allocating.
 
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::error::AttentionError;
 use crate::exact::call::{Call, Order};
 use crate::exact::finish::Targets;
@@ -30,8 +30,12 @@ use crate::view::ViewMut;
 pub struct PlanOptions {
     /// The instruction set; [`Level::detect`] if not given.
     pub level: Option<Level>,
-    /// The most tasks that run side by side, whatever the size of the pool; that of the pool the plan is made in if not
-    /// given. Scratch is proportional to it.
+    /// The most tasks that run side by side, whatever the size of the pool. Scratch is proportional to it.
+    ///
+    /// If not given, the size of the pool the plan is made in. Outside any pool that is rayon's global one, which starts
+    /// its threads when asked; so where the plan's longest sequence is too little work to be spread, it is the number of
+    /// processors instead, and the pool starts with the first batch that is spread over it. With 1, neither plan nor
+    /// calls ever ask rayon for anything.
     pub max_threads: Option<usize>,
     /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]; an error elsewhere).
     ///
@@ -133,10 +137,13 @@ impl Plan {
         }
         let max_threads = match options.max_threads {
             Some(threads) => threads,
-            None => parallel::workers(usize::MAX),
+            None if tile::worth_spreading(longest_sequence(problem)) => parallel::workers(usize::MAX),
+            // Unless batches come, no call is ever spread: no reason yet to start a pool.
+            None => parallel::expected_workers(),
         };
         let sizes = ScratchSizes::new(problem, options.bf16_dot)?;
-        let rows = tile::BLOCK_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
+        let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
+        // Room for a block of more rows too, where there are fewer units than workers: a quarter of the units counted here.
         let splits = problem.max_kv_len.div_ceil(order.split);
         let splits = if splits > 1 { splits } else { 0 };
         let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())
@@ -159,7 +166,7 @@ impl Plan {
         matches!(self.engine, Engine::Bf16Dot(_))
     }
 
-    /// The most tasks that run side by side.
+    /// The most tasks that run side by side ([`PlanOptions::max_threads`]).
     pub fn max_threads(&self) -> usize {
         self.max_threads
     }
@@ -189,8 +196,9 @@ impl Plan {
     /// Attention of `inputs` into `outputs`.
     ///
     /// Any batch, and any lengths up to the plan's maxima. Runs on the current rayon pool, or on the calling thread
-    /// alone when the work is too small to be worth waking another; does not allocate. (Entering the pool from outside,
-    /// rayon's own queue may.)
+    /// alone when the work is too small to be worth waking another (an estimate of less than 60 us, see
+    /// [`Plan::explain`]); does not allocate. (Entering the pool from outside, rayon's own queue may, and the global pool
+    /// starts its threads if it has not yet. Small calls enter none.)
     ///
     /// # Errors
     /// Operands that do not fit the plan or each other; nothing is written then.
@@ -219,14 +227,14 @@ impl Plan {
             return Ok(());
         }
         let Workspace { workers, partials, .. } = workspace;
-        workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         let grid = Grid::new(&call, self.max_threads);
+        let workers = &mut workers[..grid.workers];
+        workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
             T::run(self.engine, &call, &grid, &targets, parts);
         }
         if let Some(scores) = scores {
-            let workers = &mut workers[..grid.workers];
             T::run_scores(self.engine, &call, &scores, workers);
         }
         Ok(())
@@ -257,6 +265,12 @@ impl Plan {
             Some((part, expected, got)) => Err(AttentionError::Workspace { part, expected, got }),
         }
     }
+}
+
+/// The most work that one sequence can be, as [`tile::worth_spreading`] wants it.
+fn longest_sequence(problem: &Problem) -> [f64; 2] {
+    let [queries, keys] = [problem.max_q_len, problem.max_kv_len].map(|len| len as f64);
+    problem.work(queries * keys, keys, DType::F32.bytes())
 }
 
 fn check_output<T>(

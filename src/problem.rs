@@ -43,6 +43,13 @@ impl Problem {
         self.q_heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
+    /// Multiply-adds, and bytes of keys and values, where each query head has `pairs` of a query and a key, and each KV
+    /// head has `keys` whose numbers take `bytes` each.
+    pub(crate) fn work(&self, pairs: f64, keys: f64, bytes: usize) -> [f64; 2] {
+        let dims = self.head_dim as f64 + self.v_dim as f64;
+        [pairs * self.q_heads as f64 * dims, keys * self.kv_heads as f64 * dims * bytes as f64]
+    }
+
     /// The rules that sizes obey by themselves. Lengths are not bound by memory, since views may repeat what they have;
     /// below `isize::MAX` elements, positions fit an `i64` and indices of tiles do not overflow.
     pub(crate) fn validate(&self) -> Result<(), AttentionError> {

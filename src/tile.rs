@@ -19,7 +19,7 @@ pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 /// stays within L1 (bench `attention/decode`, several query heads per KV head).
 pub(crate) const STREAMED_KEYS: usize = 16;
 
-/// Estimated work in nanoseconds above which a call is spread over the pool: waking a worker takes some 50 us
+/// Estimated work in nanoseconds from which a call is spread over the pool: waking a worker takes some 50 us
 /// (bench `latency`).
 pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
 
@@ -34,6 +34,11 @@ const TASKS_PER_WORKER: usize = 4;
 /// Estimated time of a call on one thread.
 pub(crate) fn nanoseconds(multiply_adds: f64, kv_bytes: f64) -> f64 {
     multiply_adds / MULTIPLY_ADDS_PER_NANOSECOND + kv_bytes / BYTES_PER_NANOSECOND
+}
+
+/// Whether a call of so many multiply-adds and bytes of keys and values is spread over the pool.
+pub(crate) fn worth_spreading([multiply_adds, kv_bytes]: [f64; 2]) -> bool {
+    nanoseconds(multiply_adds, kv_bytes) >= PARALLEL_NANOSECONDS
 }
 
 /// Rows per block for `units` (sequence, KV head) pairs of `rows` query rows each, whose keys make `splits`.

@@ -1,4 +1,7 @@
-//! Cases and operands.
+//! What the benches share: cases and operands.
+#![allow(dead_code, reason = "each bench uses its own part")]
+
+pub(crate) mod pages;
 
 use lucid_attention::Element;
 use std::fmt;
@@ -63,5 +66,16 @@ impl<T: Element> Tensors<T> {
             (0..shape.iter().product()).map(|_| next()).collect()
         };
         Self { q: fill(case.q_shape()), k: fill(case.kv_shape()), v: fill(case.kv_shape()) }
+    }
+
+    /// The same with keys and values on huge pages.
+    pub(crate) fn on_huge_pages(case: &Case) -> Self {
+        let mut tensors = Self::new(case);
+        for tensor in [&mut tensors.k, &mut tensors.v] {
+            let mut pages = pages::filled(tensor.len());
+            pages.copy_from_slice(tensor);
+            *tensor = pages;
+        }
+        tensors
     }
 }

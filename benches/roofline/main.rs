@@ -17,7 +17,6 @@
 mod common;
 
 mod cases;
-mod pages;
 mod peaks;
 
 use cases::{Limit, Setup, setups};
@@ -147,13 +146,7 @@ fn measure(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Opt
 
 fn measure_as<T: Element>(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Option<Line> {
     let case = &setup.case;
-    let mut tensors = common::Tensors::<T>::new(case);
-    // Keys and values move onto huge pages.
-    for tensor in [&mut tensors.k, &mut tensors.v] {
-        let mut pages = pages::filled(tensor.len());
-        pages.copy_from_slice(tensor);
-        *tensor = pages;
-    }
+    let tensors = common::Tensors::<T>::on_huge_pages(case);
     let rows = View::new(&tensors.k, case.kv_shape()).expect("k fits its shape");
     let panels = setup.panels.then(|| KeyPanels::from_rows(rows, case.kv_len).expect("memory"));
     let keys = panels.as_ref().map_or(Keys::Rows(rows), Keys::Panels);

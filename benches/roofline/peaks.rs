@@ -114,7 +114,7 @@ struct Walk {
 
 impl Memory {
     pub(crate) fn new() -> Self {
-        Self { words: super::pages::filled::<u64>(BYTES / 8).leak() }
+        Self { words: super::common::pages::filled::<u64>(BYTES / 8).leak() }
     }
 
     /// Bytes read per second by all threads together, the best of several ways to read.

@@ -75,7 +75,6 @@ impl<'a, T: Element> Call<'a, T> {
 impl<T: Element> Call<'_, T> {
     /// An estimate of the work from sizes and simple masks: multiply-adds, and bytes of keys and values.
     pub(crate) fn work(&self) -> [f64; 2] {
-        let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
         let count = self.sequences.count();
         let (counted, times) = if self.sequences.are_alike() { (count.min(1), count) } else { (count, 1) };
         let (mut pairs, mut keys) = (0.0, 0.0);
@@ -85,9 +84,8 @@ impl<T: Element> Call<'_, T> {
             pairs += q_len as f64 * visible * half;
             keys += visible;
         }
-        let dims = (head_dim + v_dim) as f64 * times as f64;
-        let bytes = T::DTYPE.bytes() as f64;
-        [pairs * q_heads as f64 * dims, keys * kv_heads as f64 * dims * bytes]
+        let times = times as f64;
+        self.problem.work(times * pairs, times * keys, T::DTYPE.bytes())
     }
 }
 

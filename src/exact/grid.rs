@@ -33,9 +33,7 @@ impl Grid {
         let problem = &call.problem;
         let units = call.sequences.count().saturating_mul(problem.kv_heads);
         let rows = problem.max_q_len.saturating_mul(problem.group());
-        let [pairs, kv_bytes] = call.work();
-        let worth = tile::nanoseconds(pairs, kv_bytes) >= tile::PARALLEL_NANOSECONDS;
-        let workers = if worth { parallel::workers(max_workers) } else { 1 };
+        let workers = if tile::worth_spreading(call.work()) { parallel::workers(max_workers) } else { 1 };
         let splits = problem.max_kv_len.div_ceil(call.order.split);
         let block_rows = tile::block_rows(rows, units, workers, splits);
         let blocks_per_unit = rows.div_ceil(block_rows.max(1));
@@ -71,7 +69,8 @@ impl Grid {
     }
 }
 
-/// Runs a checked call; the workspace's partials have room for [`Grid::splits`] if there is more than one.
+/// Runs a checked call, each worker on a scratch of its own; the workspace's partials have room for [`Grid::splits`] if
+/// there is more than one.
 pub(crate) fn run<T: Element>(
     engine: Engine,
     call: &Call<'_, T>,
@@ -80,8 +79,6 @@ pub(crate) fn run<T: Element>(
     workspace: WorkspaceParts<'_>,
 ) {
     let WorkspaceParts { workers: scratches, partials } = workspace;
-    let workers = grid.workers.min(scratches.len());
-    let scratches = &mut scratches[..workers];
     if grid.splits > 1
         && let Some(partials) =
             Partials::new(partials, [grid.units, grid.splits, grid.block_rows], scratches[0].acc_stride)

@@ -3,8 +3,8 @@
 //! With several rows a cache line is followed by several multiply-adds, and those that wait for it fill the core's queues
 //! before it has seen enough lines to keep memory busy: group 4 decodes at half the speed of DRAM. What helps is to ask
 //! for lines far ahead, into L2 (L1 has too few fill buffers): 1.1 to 1.4 times from DRAM, nothing lost from cache
-//! (bench `roofline`, `decode` and `few`). A single row of `f32` in vectors of 16 keeps memory
-//! busy by itself, and would lose a quarter; in vectors of 8 it does not.
+//! (bench `roofline`, `decode` and `few`). A single row of `f32` in vectors of 16 keeps memory busy by itself, and would
+//! lose a quarter; in vectors of 8 it does not.
 
 use super::score::KeyRows;
 use crate::element::Element;
