@@ -87,6 +87,7 @@ def measure_threads(args, commands, threads, folder, run):
     for case in cases:
         line = bench.run(case)
         run["cases"].append(line)
+        save(run, args.out)
         print(summary(line), flush=True)
     close(workers)
     close(ours)
@@ -111,15 +112,23 @@ def summary(line):
     return f"{line['case']} t{line['threads']}: {ours}; {ratios}"
 
 
-def write(run, folder):
+def stem(run, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / (run["date"] + ("-memory" if run["memory"] else ""))
-    texts = {".json": json.dumps(run, indent=1), ".md": report.markdown(run)}
+    return folder / (run["date"] + ("-memory" if run["memory"] else ""))
+
+
+def save(run, folder):
+    """After every case: a run takes long, and `--from` can make the report of half of one."""
+    stem(run, folder).with_suffix(".json").write_text(json.dumps(run, indent=1))
+
+
+def write(run, folder):
+    save(run, folder)
+    path = stem(run, folder)
+    path.with_suffix(".md").write_text(report.markdown(run))
     if run["cases"]:
-        texts[".svg"] = plot.svg(run)
-    for ending, text in texts.items():
-        stem.with_suffix(ending).write_text(text)
-    print("written:", ", ".join(str(stem.with_suffix(ending)) for ending in texts))
+        path.with_suffix(".svg").write_text(plot.svg(run))
+    print(f"written: {path}.json, .md" + (", .svg" if run["cases"] else ""))
 
 
 if __name__ == "__main__":

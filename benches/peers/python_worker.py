@@ -1,4 +1,5 @@
 """Serves one Python library: `python_worker.py NAME`. See README.md for the protocol."""
+import gc
 import importlib
 import json
 import sys
@@ -64,6 +65,7 @@ class Server:
         key = (question["case"], question["dtype"], question["route"])
         if key != self.key:
             self.key, self.call = None, None
+            gc.collect()
             self.call = prepare(self.library, question)
             self.key = key
 
