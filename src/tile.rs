@@ -8,11 +8,11 @@ use crate::kernel::MAX_ROWS;
 pub(crate) const BLOCK_ROWS: usize = 96;
 
 /// Units (a sequence's KV head) of at most this many query rows are one block, which reads each key and value once: few
-/// queries are bound by memory, and their parallelism comes from heads and splits of keys (bench `roofline`, `few`).
+/// queries are bound by memory, and their parallelism comes from heads and splits of keys.
 pub(crate) const FEW_ROWS: usize = 32;
 
 /// Up to this many rows, keys held as rows are transposed in registers; above it they are packed first, because each
-/// group of rows would transpose them again (bench `roofline`, `few/rows`).
+/// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
 /// Values that are read once stream from memory this many keys at a time, so that visiting them once per register tile
@@ -28,7 +28,7 @@ pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
 const MULTIPLY_ADDS_PER_NANOSECOND: f64 = 40.0;
 const BYTES_PER_NANOSECOND: f64 = 20.0;
 
-/// Tasks each worker should find, so that a slow one can be helped out (bench `attention/prefill` with a causal mask).
+/// Tasks each worker should find, so that a slow one can be helped out.
 const TASKS_PER_WORKER: usize = 4;
 
 /// Estimated time of a call on one thread.

@@ -1,6 +1,9 @@
 //! [`KvCache`]: attention over a cache is attention over the rows that were put into it, bit for bit, however it came to
 //! hold them; what it refuses leaves it as it was.
 
+mod common;
+
+use common::cases::Rng;
 use half::{bf16, f16};
 use lucid_attention::{AttentionError, Element, Inputs, KvCache, Mask, Problem, QueryStart, View, attention};
 
@@ -22,13 +25,9 @@ fn problem() -> Problem {
 }
 
 /// Numbers from -1 to 1.
-fn numbers<T: Element>(count: usize, seed: u32) -> Vec<T> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        T::from_f32((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
-    };
-    (0..count).map(|_| next()).collect()
+fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
+    let mut rng = Rng::new(seed);
+    (0..count).map(|_| T::from_f32(rng.uniform())).collect()
 }
 
 /// Tokens `from..to` of rows of `dim`.

@@ -45,14 +45,14 @@ def times(call, secs):
 
 
 class Server:
-    def __init__(self, library):
-        self.library, self.key, self.call = library, None, None
+    def __init__(self, peer):
+        self.peer, self.key, self.call = peer, None, None
 
     def answer(self, question):
         if "hello" in question:
-            return {"version": self.library.version(), "routes": list(self.library.ROUTES)}
+            return {"version": self.peer.version(), "routes": list(self.peer.ROUTES)}
         if "empty" in question:
-            return {"times": times(self.library.empty(), question["empty"]["secs"])}
+            return {"times": times(self.peer.empty(), question["empty"]["secs"])}
         self.prepare(question)
         if self.call.renew:
             self.call.renew()
@@ -66,7 +66,7 @@ class Server:
         if key != self.key:
             self.key, self.call = None, None
             gc.collect()
-            self.call = prepare(self.library, question)
+            self.call = prepare(self.peer, question)
             self.key = key
 
 

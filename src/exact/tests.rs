@@ -5,7 +5,7 @@ use crate::{Level, Outputs, Plan, PlanOptions, Problem, ScoreStage, Scores, View
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
-use common::cases::{Case, Place, Rules, STORAGES, Storage, TYPES, assert_same, levels};
+use common::cases::{Case, Place, Rules, STORAGES, TYPES, assert_same, levels};
 use common::model::{Lengths, Model};
 
 const ORDERS: [Order; 6] = [
@@ -78,6 +78,8 @@ fn random_cases() {
 #[cfg(feature = "rayon")]
 #[test]
 fn splits_side_by_side() {
+    use common::cases::Storage;
+
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("a pool");
     for order in ORDERS {
         for (index, rules) in Rules::FEW.into_iter().enumerate() {

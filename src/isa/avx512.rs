@@ -1,5 +1,6 @@
 //! AVX-512 (F, BW, DQ, VL), with or without AVX512-BF16: 16 lanes, 32 registers, mask registers.
 
+use super::avx2::{fold, piece};
 use super::{Bf16Dot, Bf16Kernel, Isa, Kernel};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -84,13 +85,10 @@ unsafe fn words(src: *const u8, stride: usize, rows: usize) -> [__m512i; 4] {
     unsafe {
         let mut quads = [_mm512_setzero_si512(); 4];
         for (r, quad) in quads.iter_mut().enumerate() {
-            let quarter = _mm512_castsi128_si512(super::avx2::piece(src, stride, rows, r));
-            let quarter =
-                _mm512_mask_broadcast_i32x4(quarter, 0x00f0, super::avx2::piece(src, stride, rows, r + 4));
-            let quarter =
-                _mm512_mask_broadcast_i32x4(quarter, 0x0f00, super::avx2::piece(src, stride, rows, r + 8));
-            *quad =
-                _mm512_mask_broadcast_i32x4(quarter, 0xf000, super::avx2::piece(src, stride, rows, r + 12));
+            let quarter = _mm512_castsi128_si512(piece(src, stride, rows, r));
+            let quarter = _mm512_mask_broadcast_i32x4(quarter, 0x00f0, piece(src, stride, rows, r + 4));
+            let quarter = _mm512_mask_broadcast_i32x4(quarter, 0x0f00, piece(src, stride, rows, r + 8));
+            *quad = _mm512_mask_broadcast_i32x4(quarter, 0xf000, piece(src, stride, rows, r + 12));
         }
         let (low, high) =
             (_mm512_unpacklo_epi32(quads[0], quads[1]), _mm512_unpackhi_epi32(quads[0], quads[1]));
@@ -221,7 +219,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     fn reduce_add(self, a: __m512) -> f32 {
         op!({
             let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
-            super::avx2::fold(_mm256_add_ps(_mm512_castps512_ps256(a), high))
+            fold(_mm256_add_ps(_mm512_castps512_ps256(a), high))
         })
     }
 

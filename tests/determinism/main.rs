@@ -32,6 +32,8 @@ fn large_cases() -> Vec<Case> {
         Case { heads: [4, 2], batch: 2, rules: Rules { kv_lens: true, ..Rules::NONE }, ..decode },
         Case { q_len: 7, rules: Rules { left: Some(1500), ..Rules::CAUSAL }, types: TYPES[2], ..decode },
         Case { q_len: 3, rules: Rules { allowed: Some(0.01), ..Rules::NONE }, ..decode },
+        // One unit whose rows stay together on several threads, which share its splits.
+        Case { heads: [4, 1], q_len: 12, rules: Rules::CAUSAL, ..decode },
     ];
     prefill.into_iter().chain(decoding).map(Case::possible).collect()
 }
