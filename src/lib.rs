@@ -42,6 +42,8 @@ mod scratch;
 mod softmax;
 mod tile;
 mod view;
+#[cfg(feature = "viz")]
+pub mod viz;
 
 pub use alibi::alibi_slopes;
 pub use cache::KvCache;
