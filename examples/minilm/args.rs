@@ -1,7 +1,9 @@
 //! The command line.
 
+use crate::model::{HEADS, LAYERS};
 use crate::{Error, Result};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
+use std::ops::Range;
 use std::path::PathBuf;
 
 pub(crate) const HELP: &str = "\
@@ -18,6 +20,11 @@ Options:
       --check FILE   Encode the sentences of a JSON file as --json prints it and
                      compare; fails if an embedding differs by more than 1e-5
                      or an entropy by more than 1e-4
+      --picture FILE Draw the attention of one sentence into FILE, which ends in
+                     .svg or .png; - draws on the terminal. Needs a build with
+                     `--features viz`
+      --layer N      The layer to draw, from 0 [default: the last]
+      --head N       The head to draw, from 0 [default: a grid of all]
       --model DIR    Use the model.safetensors and tokenizer.json in DIR
       --threads N    Use N threads [default: one per core]
   -h, --help         Print this text
@@ -39,10 +46,21 @@ pub(crate) enum Output {
     Table,
     Json,
     Check(PathBuf),
+    Picture(Picture),
+}
+
+/// What `--picture` is to draw.
+pub(crate) struct Picture {
+    /// `-` is the terminal.
+    pub(crate) file: PathBuf,
+    pub(crate) layer: usize,
+    /// All if not given.
+    pub(crate) head: Option<usize>,
 }
 
 pub(crate) fn parse() -> Result<Command> {
     let mut options = Options { sentences: Vec::new(), output: Output::Table, model: None, threads: None };
+    let [mut layer, mut head] = [None; 2];
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
@@ -52,11 +70,27 @@ pub(crate) fn parse() -> Result<Command> {
                 let file = parser.value().map_err(usage)?.into();
                 set_output(&mut options, Output::Check(file))?;
             }
+            Long("picture") => {
+                let file = parser.value().map_err(usage)?.into();
+                set_output(&mut options, Output::Picture(Picture { file, layer: LAYERS - 1, head: None }))?;
+            }
+            Long("layer") => layer = Some(number(&mut parser, "--layer", 0..LAYERS)?),
+            Long("head") => head = Some(number(&mut parser, "--head", 0..HEADS)?),
             Long("model") => options.model = Some(parser.value().map_err(usage)?.into()),
-            Long("threads") => options.threads = Some(threads(&mut parser)?),
+            Long("threads") => options.threads = Some(number(&mut parser, "--threads", 1..usize::MAX)?),
             Value(sentence) => options.sentences.push(sentence.string().map_err(usage)?),
             other => return Err(usage(other.unexpected())),
         }
+    }
+    match &mut options.output {
+        Output::Picture(picture) => {
+            picture.layer = layer.unwrap_or(picture.layer);
+            picture.head = head;
+        }
+        _ if layer.is_some() || head.is_some() => {
+            return Err(usage("--layer and --head say what --picture is to draw"));
+        }
+        _ => {}
     }
     if matches!(options.output, Output::Check(_)) && !options.sentences.is_empty() {
         return Err(usage("--check takes its sentences from the file, not from arguments"));
@@ -66,16 +100,19 @@ pub(crate) fn parse() -> Result<Command> {
 
 fn set_output(options: &mut Options, output: Output) -> Result<()> {
     if !matches!(options.output, Output::Table) {
-        return Err(usage("--json and --check can be given once, and not together"));
+        return Err(usage("--json, --check and --picture can be given once, and not together"));
     }
     options.output = output;
     Ok(())
 }
 
-fn threads(parser: &mut lexopt::Parser) -> Result<usize> {
+fn number(parser: &mut lexopt::Parser, option: &str, range: Range<usize>) -> Result<usize> {
     let value = parser.value().map_err(usage)?;
-    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
-    number.ok_or_else(|| usage(format!("--threads expects a number from 1 up, got {value:?}")))
+    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        let to = if range.end == usize::MAX { "up".into() } else { format!("to {}", range.end - 1) };
+        usage(format!("{option} expects a number from {} {to}, got {value:?}", range.start))
+    })
 }
 
 fn usage(error: impl std::fmt::Display) -> Error {

@@ -33,9 +33,8 @@ impl Attention {
         Ok(context)
     }
 
-    /// Attention entropy of one sentence by head, in nats: the mean over its tokens of `-sum p ln p`. 0 means each
-    /// token looks at a single one, `ln(tokens)` at all alike. `qkv` holds the tokens of that sentence.
-    pub(crate) fn entropy(&mut self, qkv: &[f32]) -> Result<Vec<f32>> {
+    /// The probabilities of one sentence, `[HEADS, tokens, tokens]`. `qkv` holds the tokens of that sentence.
+    pub(crate) fn probabilities(&mut self, qkv: &[f32]) -> Result<Vec<f32>> {
         let tokens = qkv.len() / (3 * HIDDEN);
         let mut context = vec![0.0; tokens * HIDDEN];
         let mut probabilities = vec![0.0; HEADS * tokens * tokens];
@@ -44,11 +43,16 @@ impl Attention {
         let scores = ViewMut::new(&mut probabilities, [1, HEADS, tokens, tokens])?;
         let outputs = Outputs::new(out).scores(Scores::new(ScoreStage::Softmax, scores));
         self.plan.run(&Inputs::new(q, k, v), outputs, &mut self.workspace)?;
-
-        let mean = |head: &[f32]| {
-            let terms = head.iter().map(|&p| f64::from(p)).filter(|&p| p > 0.0).map(|p| -p * p.ln());
-            (terms.sum::<f64>() / tokens as f64) as f32
-        };
-        Ok(probabilities.chunks_exact(tokens * tokens).map(mean).collect())
+        Ok(probabilities)
     }
+}
+
+/// Attention entropy by head, in nats, from the probabilities of one sentence of so many tokens: the mean over its
+/// tokens of `-sum p ln p`. 0 means each token looks at a single one, `ln(tokens)` at all alike.
+pub(crate) fn entropy(probabilities: &[f32], tokens: usize) -> Vec<f32> {
+    let mean = |head: &[f32]| {
+        let terms = head.iter().map(|&p| f64::from(p)).filter(|&p| p > 0.0).map(|p| -p * p.ln());
+        (terms.sum::<f64>() / tokens as f64) as f32
+    };
+    probabilities.chunks_exact(tokens * tokens).map(mean).collect()
 }

@@ -4,7 +4,7 @@
 //! cargo run --release --example minilm -- "A man eats." "Someone has lunch." "The sky is blue."
 //!
 //! sentences -> text.rs: tokens -> model.rs: 6 layers -> embeddings of 384 numbers -> report.rs: similarities
-//!                                    `- attention.rs: the calls into this crate
+//!                                    `- attention.rs: the calls into this crate     `- or picture.rs: heat maps
 //! ```
 //!
 //! `fetch.rs` gets the model on first use; `args.rs` knows the options (`--help` lists them).
@@ -14,12 +14,14 @@ mod attention;
 mod fetch;
 mod model;
 mod ops;
+mod picture;
 mod report;
 mod text;
 
 use args::{Command, Output};
 use report::{Report, Sentence};
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Every failure is a message for the person at the terminal.
@@ -28,6 +30,11 @@ type Result<T> = std::result::Result<T, Error>;
 
 /// How many tokens go through the network at once. Bounds the memory: the widest activation is 1536 numbers a token.
 const BATCH_TOKENS: usize = 2048;
+
+struct Model {
+    tokenizer: text::Tokenizer,
+    encoder: model::Encoder,
+}
 
 fn main() -> ExitCode {
     match run() {
@@ -55,20 +62,25 @@ fn run() -> Result<()> {
         _ if options.sentences.is_empty() => (read_lines()?, Vec::new()),
         _ => (options.sentences, Vec::new()),
     };
-    let report = encode(texts, options.model.as_deref())?;
+    let model = load(options.model.as_deref())?;
     match options.output {
-        Output::Table => print(&report.to_string()),
-        Output::Json => print(&(serde_json::to_string(&report)? + "\n")),
-        Output::Check(_) => report::check(&report.sentences, &expected),
+        Output::Table => print(&encode(texts, model)?.to_string()),
+        Output::Json => print(&(serde_json::to_string(&encode(texts, model)?)? + "\n")),
+        Output::Check(_) => report::check(&encode(texts, model)?.sentences, &expected),
+        Output::Picture(wanted) => print(&picture::draw(&wanted, &texts, model)?),
     }
 }
 
-/// Loads the model and puts all sentences through it, a batch at a time.
-fn encode(texts: Vec<String>, model_dir: Option<&std::path::Path>) -> Result<Report> {
+fn load(model_dir: Option<&Path>) -> Result<Model> {
     let files = fetch::load(model_dir)?;
-    let tokenizer = text::Tokenizer::new(&files.tokenizer)?;
-    let mut encoder = model::Encoder::new(&files.weights)?;
+    Ok(Model {
+        tokenizer: text::Tokenizer::new(&files.tokenizer)?,
+        encoder: model::Encoder::new(&files.weights)?,
+    })
+}
 
+/// Puts all sentences through the model, a batch at a time.
+fn encode(texts: Vec<String>, Model { tokenizer, mut encoder }: Model) -> Result<Report> {
     let mut report = Report::default();
     let mut texts = texts.into_iter().peekable();
     while texts.peek().is_some() {
@@ -79,7 +91,7 @@ fn encode(texts: Vec<String>, model_dir: Option<&std::path::Path>) -> Result<Rep
             batch.push(&tokenizer.encode(&text)?);
             batch_texts.push(text);
         }
-        let encoded = encoder.encode(&batch)?;
+        let encoded = encoder.encode(&batch, None)?;
         report.add_time(encoded.time, encoded.attention_time);
         let outcomes = encoded.embeddings.into_iter().zip(encoded.entropy);
         for ((text, range), (embedding, entropy)) in batch_texts.into_iter().zip(batch.ranges()).zip(outcomes)

@@ -1,7 +1,7 @@
 //! The encoder: BERT with 6 layers of 12 heads, and the mean of its last layer as the sentence's embedding.
 
 use crate::Result;
-use crate::attention::Attention;
+use crate::attention::{self, Attention};
 use crate::fetch::ModelFile;
 use crate::ops::{LayerNorm, Linear, add, gelu, normalize};
 use crate::text::Batch;
@@ -48,6 +48,8 @@ pub(crate) struct Encoded {
     pub(crate) embeddings: Vec<Vec<f32>>,
     /// Attention entropy, `[LAYERS][HEADS]`.
     pub(crate) entropy: Vec<Vec<Vec<f32>>>,
+    /// `[HEADS, tokens, tokens]` of the first sentence at the watched layer; empty if none is.
+    pub(crate) probabilities: Vec<f32>,
     /// For the embeddings, without the entropy, which looks at all probabilities once more.
     pub(crate) time: Duration,
     /// The attention's part of it.
@@ -55,13 +57,15 @@ pub(crate) struct Encoded {
 }
 
 impl Encoder {
-    pub(crate) fn encode(&mut self, batch: &Batch) -> Result<Encoded> {
+    /// Keeps the probabilities of the first sentence at the layer `watched`.
+    pub(crate) fn encode(&mut self, batch: &Batch, watched: Option<usize>) -> Result<Encoded> {
         let start = Instant::now();
         let (mut attention_time, mut entropy_time) = (Duration::ZERO, Duration::ZERO);
         let mut entropy = vec![Vec::with_capacity(LAYERS); batch.ranges().count()];
+        let mut kept = Vec::new();
 
         let mut hidden = self.embeddings.apply(batch)?;
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
             let qkv = layer.qkv.apply(&hidden);
 
             let attention_start = Instant::now();
@@ -71,7 +75,11 @@ impl Encoder {
             let entropy_start = Instant::now();
             for (tokens, entropy) in batch.ranges().zip(&mut entropy) {
                 let qkv = &qkv[tokens.start * 3 * HIDDEN..tokens.end * 3 * HIDDEN];
-                entropy.push(self.attention.entropy(qkv)?);
+                let probabilities = self.attention.probabilities(qkv)?;
+                entropy.push(attention::entropy(&probabilities, tokens.len()));
+                if watched == Some(index) && tokens.start == 0 {
+                    kept = probabilities;
+                }
             }
             entropy_time += entropy_start.elapsed();
 
@@ -85,7 +93,8 @@ impl Encoder {
         }
         let embeddings =
             batch.ranges().map(|tokens| pool(&hidden[tokens.start * HIDDEN..tokens.end * HIDDEN])).collect();
-        Ok(Encoded { embeddings, entropy, time: start.elapsed() - entropy_time, attention_time })
+        let time = start.elapsed() - entropy_time;
+        Ok(Encoded { embeddings, entropy, probabilities: kept, time, attention_time })
     }
 }
 

@@ -86,7 +86,7 @@ impl fmt::Display for Report {
         for layer in 0..LAYERS {
             let heads = self.sentences.iter().flat_map(|sentence| &sentence.entropy[layer]);
             let mean = heads.clone().sum::<f32>() / heads.count() as f32;
-            writeln!(f, "  layer {}  {mean:.3}", layer + 1)?;
+            writeln!(f, "  layer {layer}  {mean:.3}")?;
         }
         let tokens: usize = self.sentences.iter().map(|sentence| sentence.tokens).sum();
         writeln!(

@@ -25,6 +25,11 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens as words and pieces of words, one for each id.
+    pub(crate) fn words(&self, text: &str) -> Result<Vec<String>> {
+        Ok(self.0.encode_fast(text, true)?.get_tokens().to_vec())
+    }
+
     /// Token ids with `[CLS]` and `[SEP]` around them, so 2 even for the empty text.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.0.encode_fast(text, true)?.get_ids().to_vec())
