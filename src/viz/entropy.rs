@@ -56,7 +56,7 @@ impl<'a> EntropyMap<'a> {
         Ok(Picture::of(&self.figure()?))
     }
 
-    /// A view of it for the terminal, at most `width` columns wide (at least 24): see [`TerminalColors`]. The numbers
+    /// A view of it for the terminal, at most `width` columns wide (at least 40): see [`TerminalColors`]. The numbers
     /// are left out where there is no room for them.
     ///
     /// # Errors

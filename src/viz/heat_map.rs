@@ -97,14 +97,14 @@ impl<'a> HeatMap<'a> {
     /// The tokens of the sequence, one per key; queries at the same positions have the same. They label the axes, which
     /// otherwise show positions, as they do where a cell stands for several.
     pub fn tokens<S: AsRef<str>>(mut self, tokens: &[S]) -> Self {
-        self.tokens = Some(owned(tokens));
+        self.tokens = Some(cleaned(tokens));
         self
     }
 
     /// The tokens of the queries, where they are not those of the keys (cross-attention): one per query row of the
     /// call, of which [`rows`](HeatMap::rows) picks.
     pub fn query_tokens<S: AsRef<str>>(mut self, tokens: &[S]) -> Self {
-        self.query_tokens = Some(owned(tokens));
+        self.query_tokens = Some(cleaned(tokens));
         self
     }
 
@@ -145,7 +145,7 @@ impl<'a> HeatMap<'a> {
         Ok(Picture::of(&self.figure([usize::MAX; 2])?))
     }
 
-    /// A view of it for the terminal, at most `width` columns wide (at least 24): see [`TerminalColors`]. Lines
+    /// A view of it for the terminal, at most `width` columns wide (at least 40): see [`TerminalColors`]. Lines
     /// end with a line feed.
     ///
     /// # Errors
@@ -307,6 +307,6 @@ impl<'a> HeatMap<'a> {
     }
 }
 
-fn owned<S: AsRef<str>>(texts: &[S]) -> Vec<String> {
-    texts.iter().map(|text| text.as_ref().to_owned()).collect()
+fn cleaned<S: AsRef<str>>(texts: &[S]) -> Vec<String> {
+    texts.iter().map(|text| label::clean(text.as_ref())).collect()
 }

@@ -53,10 +53,11 @@
 //! The layout (cells of whole pixels, thinned labels) is what this module is for; a general plotting crate would not
 //! do it. `svg` writes the document and `resvg` (linebender) draws the PNG from that very document, so that the two
 //! agree. `plotters` was the alternative: its fonts are either the system's, or registered in a global table that
-//! its `ttf` feature, if any other crate turns it on, ignores. Here no system font is looked up: PNGs are set in Hack, with
-//! Noto Emoji for what it lacks (both embedded, from `epaint_default_fonts`). Scripts that neither has (Chinese, Arabic)
-//! come out right in SVG and terminals, as boxes in PNG. Colours are from `colorous`, widths of characters from
-//! `unicode-width`.
+//! its `ttf` feature, if any other crate turns it on, ignores. Here no system font is looked up: PNGs are set in Hack
+//! (Latin, Greek, Cyrillic), with Noto Emoji (the older emoji) for what it lacks; both are embedded, from
+//! `epaint_default_fonts`. Other scripts come out right in SVG and terminals, as boxes in PNG. Colours are from
+//! `colorous`, widths of characters from `unicode-width`. All are maintained and under MIT, Apache-2.0 or BSD-3-Clause;
+//! the fonts under MIT, Bitstream Vera's licence and OFL-1.1.
 
 mod colour;
 mod entropy;

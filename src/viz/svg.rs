@@ -144,7 +144,11 @@ impl Layout {
         let steps =
             [label::step(LABEL.line, cell[0], figure.rows.words), label::step(across, cell[1], words)];
 
-        let panel = [0, 1].map(|axis| figure.size()[axis] * cell[axis]);
+        let mut panel = [0, 1].map(|axis: usize| figure.size()[axis] * cell[axis]);
+        if figure.panels.len() > 1 {
+            let headings = figure.panels.iter().map(|panel| heading(panel).width());
+            panel[1] = panel[1].max(HEADING.length(headings.max().unwrap_or(0)));
+        }
         let gaps = [HEADING.line + PAD, if words { GAP } else { GAP.max(lengths[1]) }];
         let pitch = [0, 1].map(|axis| panel[axis] + gaps[axis]);
         let maps = [0, 1].map(|axis: usize| grid[axis] * pitch[axis] - gaps[axis]);
@@ -153,7 +157,7 @@ impl Layout {
         let widest_tick = ticks.iter().map(|(_, text)| text.width()).max().unwrap_or(0);
         let bar_block =
             (BAR_WIDTH + PAD + LABEL.length(widest_tick)).max(HEADING.length(figure.quantity.width()));
-        let left = HEADING.line + lengths[0] + PAD;
+        let left = HEADING.line + PAD + lengths[0] + PAD;
         let content = left + maps[1] + GAP + bar_block;
         let width = content.max(LEAST_WIDTH) + 2 * MARGIN;
         let title = label::wrap(&figure.title, TITLE.columns(width - 2 * MARGIN));
@@ -165,7 +169,7 @@ impl Layout {
 
         let title_height = if title.is_empty() { 0 } else { title.len() * TITLE.line + PAD };
         let origin =
-            [MARGIN + title_height + HEADING.line, MARGIN + (width - 2 * MARGIN - content) / 2 + left];
+            [MARGIN + title_height + HEADING.line + PAD, MARGIN + (width - 2 * MARGIN - content) / 2 + left];
         let bar_height = maps[0].clamp(BAR_HEIGHTS[0], BAR_HEIGHTS[1]);
         let label_height = if words { lengths[1] } else { LABEL.line };
         let below = PAD + label_height + HEADING.line + PAD;
@@ -198,6 +202,10 @@ impl Layout {
     fn middle(&self, axis: usize, index: usize) -> usize {
         index * self.cell[axis] + self.cell[axis] / 2
     }
+}
+
+fn heading(panel: &Panel) -> String {
+    label::cut(&panel.title, label::LONGEST)
 }
 
 /// The document.
@@ -236,9 +244,12 @@ fn panel_group(figure: &Figure, layout: &Layout, index: usize, panel: &Panel) ->
     let [top, left] = layout.corner(index);
     let mut group = Group::new().set("class", "panel");
     if figure.panels.len() > 1 {
-        let (x, y) = (left + columns * layout.cell[1] / 2, top - HEADING.line / 2);
-        let room = HEADING.columns(layout.pitch[1]);
-        group = group.add(HEADING.text(&label::cut(&panel.title, room), x, y, "middle"));
+        let (heading, width, y) = (heading(panel), columns * layout.cell[1], top - HEADING.line / 2);
+        group = group.add(if HEADING.length(heading.width()) <= width {
+            HEADING.text(&heading, left + width / 2, y, "middle")
+        } else {
+            HEADING.text(&heading, left, y, "start")
+        });
     }
     group = group.add(cells(figure, layout, [top, left], panel));
     if figure.numbers {
@@ -294,7 +305,7 @@ fn axis_titles(figure: &Figure, layout: &Layout) -> Group {
     });
     let middle = [0, 1].map(|axis: usize| (layout.origin[axis] + maps[axis]) / 2);
     let labels = LABEL.length(label::widest(&layout.labels[0])) + PAD;
-    let x = layout.origin[1] - labels - HEADING.line / 2;
+    let x = layout.origin[1] - labels - PAD - HEADING.line / 2;
     let below =
         if figure.columns.words { LABEL.length(label::widest(&layout.labels[1])) } else { LABEL.line };
     let y = maps[0] + PAD + below + HEADING.line / 2;
@@ -321,7 +332,8 @@ fn colour_bar(figure: &Figure, layout: &Layout) -> Group {
     let bar = Rectangle::new().set("x", left).set("y", top).set("width", BAR_WIDTH).set("height", height);
     let mut group = Group::new()
         .set("class", "bar")
-        .add(HEADING.text(figure.quantity, left, top - HEADING.line / 2 - 2, "start"))
+        // Clear of a tick at the very end.
+        .add(HEADING.text(figure.quantity, left, top - HEADING.line / 2 - PAD, "start"))
         .add(bar.set("fill", "url(#scale)"));
     for (value, text) in &layout.ticks {
         let y = top + height - (height as f32 * (value / figure.upper)).round() as usize;

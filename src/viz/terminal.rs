@@ -23,7 +23,7 @@ pub enum TerminalColors {
 const RAMP: [char; 9] = ['.', ':', '-', '=', '+', '*', '#', '%', '@'];
 /// Between panels.
 const GAP: usize = 2;
-const LEAST_WIDTH: usize = 24;
+const LEAST_WIDTH: usize = 40;
 /// A panel of a grid is no wider than this if that makes room for more beside it.
 const PANEL: usize = 24;
 /// Lines of words that are written downwards.
@@ -54,10 +54,10 @@ struct Layout {
 
 impl Sheet {
     /// # Errors
-    /// `width` is less than 24 columns.
+    /// `width` is less than 40 columns.
     pub(super) fn new(width: usize, colors: TerminalColors) -> Result<Self, AttentionError> {
         if width < LEAST_WIDTH {
-            let (expected, got) = ("at least 24 columns", width.to_string());
+            let (expected, got) = ("at least 40 columns", width.to_string());
             return Err(AttentionError::Value { operand: "width", expected, got });
         }
         Ok(Self { width, colors })

@@ -18,7 +18,7 @@ fn assert_refused(map: &HeatMap<'_>, message: &str) {
 fn sizes() {
     let numbers = values(SHAPE);
     let valid = HeatMap::new(view(&numbers, SHAPE));
-    assert!(valid.draw().is_ok() && valid.terminal(24, Ascii).is_ok());
+    assert!(valid.draw().is_ok() && valid.terminal(40, Ascii).is_ok());
 
     for axis in 0..4 {
         let mut shape = SHAPE;
@@ -57,7 +57,7 @@ fn rows_without_tokens() {
     );
     // Extreme positions are positions.
     let far = valid.rows(&[usize::MAX, 0, 1, 2]).q_start(i64::MAX);
-    assert!(far.draw().is_ok() && far.terminal(24, Ascii).is_ok());
+    assert!(far.draw().is_ok() && far.terminal(40, Ascii).is_ok());
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn extreme_numbers() {
     for number in [1e-45, f32::MIN_POSITIVE, f32::MAX] {
         let numbers = [number; 16];
         let map = map(&numbers, 4, 4).max_cells(2).reduce(lucid_attention::viz::Reduce::Mean);
-        assert!(map.draw().is_ok() && map.terminal(24, Ascii).is_ok(), "{number}");
+        assert!(map.draw().is_ok() && map.terminal(40, Ascii).is_ok(), "{number}");
         let entropy = EntropyMap::new(&numbers, [4, 4]);
         assert!(entropy.draw().is_ok() && entropy.terminal(80, Ascii).is_ok(), "{number}");
     }
@@ -96,8 +96,8 @@ fn extreme_numbers() {
 fn sizes_of_output() {
     let numbers = values([1, 1, 2, 2]);
     let map = map(&numbers, 2, 2);
-    let error = map.terminal(23, Ascii).unwrap_err();
-    assert_eq!(error.to_string(), "width: expected at least 24 columns, got 23");
+    let error = map.terminal(39, Ascii).unwrap_err();
+    assert_eq!(error.to_string(), "width: expected at least 40 columns, got 39");
     let picture = map.draw().unwrap();
     for scale in [0, 9] {
         let error = picture.png(scale).unwrap_err();
@@ -130,6 +130,6 @@ fn entropy() {
     refused(&[f32::NAN; 2], [1, 2], "entropy: expected a number in some cell that the mask leaves, got none");
     let error = EntropyMap::new(&[1.0], [1, 1]).upper(0.0).draw().unwrap_err();
     assert_eq!(error.to_string(), "upper: expected a positive, finite, normal number, got 0");
-    let error = EntropyMap::new(&[1.0; 40], [1, 40]).terminal(30, Ascii).unwrap_err();
-    assert_eq!(error.to_string(), "width: expected a column for each head, got 30 columns, 40 heads");
+    let error = EntropyMap::new(&[1.0; 40], [1, 40]).terminal(40, Ascii).unwrap_err();
+    assert_eq!(error.to_string(), "width: expected a column for each head, got 40 columns, 40 heads");
 }

@@ -61,7 +61,7 @@ impl Page {
             .flat_map(|notes| notes.children().filter(|node| is(*node, "rect", "")).collect::<Vec<_>>())
             .map(|rect| {
                 let name = rect.next_sibling_element().and_then(|name| name.text()).expect("a name");
-                (name.to_owned(), rect.attribute("fill").expect("a colour").to_owned())
+                (name.trim().to_owned(), rect.attribute("fill").expect("a colour").to_owned())
             })
             .collect();
         Self { size: [number(root, "width"), number(root, "height")], panels, words, legend }
@@ -126,7 +126,8 @@ fn panel(group: Node<'_, '_>) -> Panel {
 
 /// The text and what it covers in a monospaced font: 0.602 of its size a column, 0.73 high, 0.23 below the line.
 fn words(node: Node<'_, '_>) -> Words {
-    let text = node.text().unwrap_or("").to_owned();
+    // SVG drops space at both ends.
+    let text = node.text().unwrap_or("").trim().to_owned();
     let [x, y, size]: [f64; 3] = ["x", "y", "font-size"].map(|name| number(node, name));
     let length = text.width() as f64 * size * 0.602;
     let start = match node.attribute("text-anchor") {

@@ -174,7 +174,7 @@ fn a_long_sequence_stays_small() {
     let page = Page::read(&picture);
     assert!(page.panels[0].squares.len() == 16 && page.panels[0].squares[0].len() == 256);
     assert!(page.texts().contains(&"each cell: largest of 1 x 32 (queries x keys)"));
-    assert!(page.texts().contains(&"8190"), "the last row's position");
+    assert!(page.texts().contains(&"7644"), "a row's position");
     assert!(picture.svg().len() < 150_000, "{} bytes", picture.svg().len());
     page.assert_readable();
 }
