@@ -260,7 +260,7 @@ fn panel_group(figure: &Figure, layout: &Layout, index: usize, panel: &Panel) ->
             group = group.add(LABEL.text(&text_of(cell), x, y, "middle").set("fill", ink));
         }
     }
-    if index % layout.grid[1] == 0 {
+    if index.is_multiple_of(layout.grid[1]) {
         for row in (0..rows).step_by(layout.steps[0]) {
             let y = top + layout.middle(0, row);
             group = group.add(LABEL.text(&layout.labels[0][row], left - PAD, y, "end"));
