@@ -36,7 +36,7 @@ pub(crate) fn draw(
     if wanted.file.as_os_str() == "-" {
         return Ok(map.terminal(columns(), colors())?);
     }
-    map.draw()?.save(&wanted.file).map_err(|error| format!("{}: {error}", wanted.file.display()))?;
+    map.draw()?.save(&wanted.file)?;
     Ok(String::new())
 }
 

@@ -27,7 +27,8 @@ impl Tokenizer {
 
     /// The tokens as words and pieces of words, one for each id.
     pub(crate) fn words(&self, text: &str) -> Result<Vec<String>> {
-        Ok(self.0.encode_fast(text, true)?.get_tokens().to_vec())
+        // The fast way leaves the words out.
+        Ok(self.0.encode(text, true)?.get_tokens().to_vec())
     }
 
     /// Token ids with `[CLS]` and `[SEP]` around them, so 2 even for the empty text.

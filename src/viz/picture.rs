@@ -70,17 +70,20 @@ impl Picture {
     ///
     /// # Errors
     /// The name ends in neither `.svg` nor `.png` ([`io::ErrorKind::InvalidInput`]), the picture cannot be made, or
-    /// the file cannot be written.
+    /// the file cannot be written. The message names the file.
     pub fn save(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
         let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
-        match ending.as_deref() {
+        let written = match ending.as_deref() {
             Some("svg") => std::fs::write(path, &self.svg),
-            Some("png") => std::fs::write(path, self.png(SAVED_SCALE).map_err(io::Error::other)?),
+            Some("png") => {
+                self.png(SAVED_SCALE).map_err(io::Error::other).and_then(|png| std::fs::write(path, png))
+            }
             _ => {
-                let message = format!("{}: expected a name that ends in .svg or .png", path.display());
+                let message = "expected a name that ends in .svg or .png";
                 Err(io::Error::new(io::ErrorKind::InvalidInput, message))
             }
-        }
+        };
+        written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 }

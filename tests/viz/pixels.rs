@@ -116,5 +116,6 @@ fn files_are_what_their_names_say() {
     }
     let missing = picture.save(folder.join("no").join("a.svg")).unwrap_err();
     assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
+    assert!(missing.to_string().contains("a.svg: "), "{missing}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
