@@ -62,7 +62,7 @@ fn run() -> Result<()> {
         _ if options.sentences.is_empty() => (read_lines()?, Vec::new()),
         _ => (options.sentences, Vec::new()),
     };
-    let model = load(options.model.as_deref())?;
+    let model = options.model.as_deref();
     match options.output {
         Output::Table => print(&encode(texts, model)?.to_string()),
         Output::Json => print(&(serde_json::to_string(&encode(texts, model)?)? + "\n")),
@@ -80,7 +80,8 @@ fn load(model_dir: Option<&Path>) -> Result<Model> {
 }
 
 /// Puts all sentences through the model, a batch at a time.
-fn encode(texts: Vec<String>, Model { tokenizer, mut encoder }: Model) -> Result<Report> {
+fn encode(texts: Vec<String>, model_dir: Option<&Path>) -> Result<Report> {
+    let Model { tokenizer, mut encoder } = load(model_dir)?;
     let mut report = Report::default();
     let mut texts = texts.into_iter().peekable();
     while texts.peek().is_some() {

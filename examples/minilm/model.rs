@@ -49,6 +49,7 @@ pub(crate) struct Encoded {
     /// Attention entropy, `[LAYERS][HEADS]`.
     pub(crate) entropy: Vec<Vec<Vec<f32>>>,
     /// `[HEADS, tokens, tokens]` of the first sentence at the watched layer; empty if none is.
+    #[cfg_attr(not(feature = "viz"), allow(dead_code, reason = "for pictures"))]
     pub(crate) probabilities: Vec<f32>,
     /// For the embeddings, without the entropy, which looks at all probabilities once more.
     pub(crate) time: Duration,

@@ -1,15 +1,13 @@
 //! A sentence's attention as a picture, by the crate's feature `viz`.
 
+use crate::Result;
 use crate::args::Picture;
-use crate::{Model, Result};
+use std::path::Path;
 
 /// Draws into the file, or as the text that is to be printed.
 #[cfg(feature = "viz")]
-pub(crate) fn draw(
-    wanted: &Picture,
-    texts: &[String],
-    Model { tokenizer, mut encoder }: Model,
-) -> Result<String> {
+pub(crate) fn draw(wanted: &Picture, texts: &[String], model_dir: Option<&Path>) -> Result<String> {
+    use crate::Model;
     use crate::model::HEADS;
     use crate::text::Batch;
     use lucid_attention::View;
@@ -18,6 +16,7 @@ pub(crate) fn draw(
     let [text] = texts else {
         return Err(format!("--picture draws one sentence, got {}", texts.len()).into());
     };
+    let Model { tokenizer, mut encoder } = crate::load(model_dir)?;
     let mut batch = Batch::default();
     batch.push(&tokenizer.encode(text)?);
     let probabilities = encoder.encode(&batch, Some(wanted.layer))?.probabilities;
@@ -65,7 +64,7 @@ fn colors() -> lucid_attention::viz::TerminalColors {
 
 /// Says how to get pictures.
 #[cfg(not(feature = "viz"))]
-pub(crate) fn draw(wanted: &Picture, _: &[String], _: Model) -> Result<String> {
+pub(crate) fn draw(wanted: &Picture, _: &[String], _: Option<&Path>) -> Result<String> {
     let Picture { file, layer, head } = wanted;
     let head = head.map_or(String::new(), |head| format!(" --head {head}"));
     let options = format!("--picture {} --layer {layer}{head} ...", file.display());

@@ -26,6 +26,7 @@ impl Tokenizer {
     }
 
     /// The tokens as words and pieces of words, one for each id.
+    #[cfg_attr(not(feature = "viz"), allow(dead_code, reason = "for pictures"))]
     pub(crate) fn words(&self, text: &str) -> Result<Vec<String>> {
         // The fast way leaves the words out.
         Ok(self.0.encode(text, true)?.get_tokens().to_vec())
