@@ -2,8 +2,8 @@
 //!
 //! The hardware's own prefetchers leave memory idle: they stop at pages, and several multiply-adds per cache line fill the
 //! core's queues before it has seen enough lines ahead. What helps is to ask for lines ahead of time, into L2 (L1 has too few
-//! fill buffers); nothing is lost where they come from a cache. How far ahead depends on how long a line is worked on (bench
-//! `roofline`, `decode` and `few`):
+//! fill buffers). Several rows lose nothing by it where lines come from a cache; one would lose a tenth. How far ahead depends
+//! on how long a line is worked on (bench `roofline`, `decode` and `few`):
 //!
 //! | kernel | gain from DRAM | distance |
 //! |---|---|---|
@@ -25,25 +25,30 @@ const AHEAD_BYTES: usize = 16 << 10;
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetch<const MR: usize> {
     ahead: usize,
+    asks: bool,
 }
 
 impl<const MR: usize> Prefetch<MR> {
     /// For the piece of `data` that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at
-    /// hand already.
+    /// hand already; where `data` is not expected to come from memory, a single row asks for nothing.
     #[inline(always)]
-    pub(crate) fn new<I: Isa, T>(data: &[T], end: usize) -> Self {
+    pub(crate) fn new<I: Isa, T>(data: &[T], end: usize, from_memory: bool) -> Self {
         let bytes = match size_of::<T>() {
             _ if MR > 1 || I::LANES < 16 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
             _ => AHEAD_BYTES / 2,
         };
         let ahead = bytes / size_of::<T>();
-        Self { ahead: if end.saturating_add(ahead) <= data.len() { ahead } else { 0 } }
+        let ahead = if end.saturating_add(ahead) <= data.len() { ahead } else { 0 };
+        Self { ahead, asks: MR > 1 || from_memory }
     }
 
     /// Asks for what lies ahead of `src[at]`, where the next `vectors` vectors are about to be loaded from.
     #[inline(always)]
     pub(crate) fn ask<I: Isa, T>(self, isa: I, src: &[T], at: usize, vectors: usize) {
+        if !self.asks {
+            return;
+        }
         let mut next = 0;
         while next < vectors * I::LANES {
             isa.prefetch(src, at + next + self.ahead);
