@@ -56,7 +56,7 @@ pub enum KeyPath {
 
 impl Explanation {
     pub(crate) fn new<T: Element>(plan: &Plan, call: &Call<'_, T>, q_dtype: DType, grid: &Grid) -> Self {
-        let [multiply_adds, kv_bytes] = call.work();
+        let [multiply_adds, kv_bytes] = call.work;
         let shares_keys = grid.blocks_per_unit > 1;
         let keys = match call.keys {
             _ if plan.bf16_dot() => {

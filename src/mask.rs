@@ -287,6 +287,11 @@ impl<'a> Mask<'a> {
         causal && left && right && valid && document && listed && allowed
     }
 
+    /// Whether the intervals of two sequences of the same lengths can differ.
+    pub(crate) fn is_per_sequence(&self) -> bool {
+        self.prefix.is_some_and(|prefix| prefix.len() > 1) || self.intervals.is_some()
+    }
+
     /// The smallest run of keys that holds all that row may attend among `0..kv_len`.
     #[inline]
     pub(crate) fn interval(&self, row: MaskRow, kv_len: usize) -> Range<usize> {

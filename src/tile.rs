@@ -19,6 +19,10 @@ pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 /// stays within L1 (bench `attention/decode`, several query heads per KV head).
 pub(crate) const STREAMED_KEYS: usize = 16;
 
+/// Keys and values of fewer bytes are taken to lie in a cache (bench `roofline`, `decode` and `small`: what prefetching gains
+/// a single row from memory, it loses from L2).
+const CACHED_BYTES: f64 = (16 << 20) as f64;
+
 /// Estimated work in nanoseconds from which a call is spread over the pool: waking a worker takes some 50 us
 /// (bench `latency`).
 pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
@@ -39,6 +43,11 @@ pub(crate) fn nanoseconds(multiply_adds: f64, kv_bytes: f64) -> f64 {
 /// Whether a call of so many multiply-adds and bytes of keys and values is spread over the pool.
 pub(crate) fn worth_spreading([multiply_adds, kv_bytes]: [f64; 2]) -> bool {
     nanoseconds(multiply_adds, kv_bytes) >= PARALLEL_NANOSECONDS
+}
+
+/// Whether a call's keys and values are expected to come from memory.
+pub(crate) fn from_memory([_, kv_bytes]: [f64; 2]) -> bool {
+    kv_bytes >= CACHED_BYTES
 }
 
 /// Rows per block for `units` (sequence, KV head) pairs of `rows` query rows each, whose keys make `splits`.

@@ -45,7 +45,7 @@ use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::Bf16Dot;
 use crate::kernel::product::Dot;
-use crate::kernel::score::{KeyRows, ScoreRows, score_panels};
+use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
 use crate::kernel::{load_padded, rows_const};
 use crate::mask::TILE;
@@ -170,7 +170,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     ) {
         let dims = source.dims;
         let q = &operands.pairs.queries[group.start * dims..];
-        let panels = &operands.pairs.keys[source.first(tile) * dims..];
+        let panels = Panels { data: &operands.pairs.keys[source.first(tile) * dims..], from_memory: false };
         let (rows, run) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: TILE, scale: source.factor };
         rows_const!(rows, MR => score_panels::<I, Dot, MR>(isa, q, dims, panels, run, out));
@@ -203,7 +203,12 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             }
             let weights = &rounded[run.start..];
             // All that the accumulators have room for: rows of values are padded likewise.
-            let values = ValueRows { data: &values[(first + run.start) * stride..], stride, v_dim: stride };
+            let values = ValueRows {
+                data: &values[(first + run.start) * stride..],
+                stride,
+                v_dim: stride,
+                from_memory: false,
+            };
             let weighted = WeightedRows { weights, weights_stride: TILE / 2, acc: &mut *acc, acc_stride };
             if guard {
                 rows_const!(rows, MR => accumulate::<I, Dot, MR, true>(isa, values, run.len(), usize::MAX, weighted));

@@ -1,10 +1,10 @@
 //! A call's operands, checked and resolved: what the engine works from.
 
-use super::sequence::{Sequence, Sequences};
+use super::sequence::Sequences;
 use crate::element::Element;
 use crate::error::AttentionError;
 use crate::inputs::{Inputs, Keys};
-use crate::mask::{Mask, TILE};
+use crate::mask::{Mask, MaskRow, TILE};
 use crate::problem::Problem;
 use crate::score::{ScoreRules, in_log2};
 use crate::view::{AnyView, View};
@@ -35,6 +35,8 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) rules: ScoreRules<'a>,
     pub(crate) sequences: Sequences<'a>,
     pub(crate) sinks: Option<&'a [f32]>,
+    /// An estimate of the work from sizes and masks' intervals: multiply-adds, and bytes of keys and values.
+    pub(crate) work: [f64; 2],
 }
 
 impl<'a, T: Element> Call<'a, T> {
@@ -68,21 +70,39 @@ impl<'a, T: Element> Call<'a, T> {
             check_per_head("sinks", limits, sinks.len())?;
         }
         let problem = Problem { max_q_len: longest_q, max_kv_len: longest_kv, ..*limits };
-        Ok(Self { problem, order, q: q.into(), keys: k, v, mask, rules, sequences, sinks: inputs.sinks })
+        let call = Self {
+            problem,
+            order,
+            q: q.into(),
+            keys: k,
+            v,
+            mask,
+            rules,
+            sequences,
+            sinks: inputs.sinks,
+            work: [0.0; 2],
+        };
+        Ok(Self { work: call.estimate(), ..call })
     }
 }
 
 impl<T: Element> Call<'_, T> {
-    /// An estimate of the work from sizes and simple masks: multiply-adds, and bytes of keys and values.
-    pub(crate) fn work(&self) -> [f64; 2] {
+    /// See `work`.
+    fn estimate(&self) -> [f64; 2] {
         let count = self.sequences.count();
-        let (counted, times) = if self.sequences.are_alike() { (count.min(1), count) } else { (count, 1) };
+        let alike = self.sequences.are_alike() && !self.mask.is_per_sequence();
+        let (counted, times) = if alike { (count.min(1), count) } else { (count, 1) };
         let (mut pairs, mut keys) = (0.0, 0.0);
-        for Sequence { q_len, kv_len, .. } in (0..counted).map(|index| self.sequences.get(index)) {
-            let visible = self.mask.left.map_or(kv_len, |left| left.saturating_add(q_len).min(kv_len)) as f64;
-            let half = if self.mask.causal && q_len > 1 { 0.5 } else { 1.0 };
-            pairs += q_len as f64 * visible * half;
-            keys += visible;
+        for sequence in (0..counted).map(|index| self.sequences.get(index)) {
+            let Some(last) = sequence.q_len.checked_sub(1) else { continue };
+            // Three rows stand for all: intervals mostly grow or move evenly, but may be short at both ends.
+            let [first, middle, last] = [0, last / 2, last].map(|query| {
+                let q_pos = sequence.q_start.saturating_add(query as i64);
+                let row = MaskRow { sequence: sequence.index, q_head: 0, query, q_pos };
+                self.mask.interval(row, sequence.kv_len)
+            });
+            pairs += sequence.q_len as f64 * (first.len() + 2 * middle.len() + last.len()) as f64 / 4.0;
+            keys += last.end.max(first.end).saturating_sub(first.start.min(last.start)) as f64;
         }
         let times = times as f64;
         self.problem.work(times * pairs, times * keys, T::DTYPE.bytes())

@@ -11,11 +11,11 @@ use crate::isa::Isa;
 use crate::kernel::pack::{pack_panels, pack_query, widen};
 use crate::kernel::product::Fma;
 use crate::kernel::rows_const;
-use crate::kernel::score::{KeyRows, ScoreRows, score_panels, score_rows};
+use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, STREAMED_KEYS};
+use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -76,6 +76,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim: call.problem.v_dim,
+            from_memory: from_memory(call.work),
         };
         let head_dim = call.problem.head_dim;
         let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
@@ -108,12 +109,12 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let panels = &panels[first..];
+                let panels = Panels { data: &panels[first..], from_memory: source.values.from_memory };
                 rows_const!(rows, MR => score_panels::<I, Fma<T>, MR>(isa, q, head_dim, panels, columns, out));
             }
             KeySource::Packed | KeySource::PackedTile(_) => {
                 let first = if matches!(source.keys, KeySource::Packed) { first } else { 0 };
-                let panels = &operands.panels[first..];
+                let panels = Panels { data: &operands.panels[first..], from_memory: false };
                 rows_const!(rows, MR => score_panels::<I, Fma<f32>, MR>(isa, q, head_dim, panels, columns, out));
             }
             KeySource::Rows(keys) => {

@@ -33,7 +33,7 @@ impl Grid {
         let problem = &call.problem;
         let units = call.sequences.count().saturating_mul(problem.kv_heads);
         let rows = problem.max_q_len.saturating_mul(problem.group());
-        let workers = if tile::worth_spreading(call.work()) { parallel::workers(max_workers) } else { 1 };
+        let workers = if tile::worth_spreading(call.work) { parallel::workers(max_workers) } else { 1 };
         let splits = problem.max_kv_len.div_ceil(call.order.split);
         let block_rows = tile::block_rows(rows, units, workers, splits);
         let blocks_per_unit = rows.div_ceil(block_rows.max(1));

@@ -87,9 +87,10 @@ impl<'a> Sequences<'a> {
         self.ragged.map_or(self.batch, |ragged| ragged.q_bounds.len() - 1)
     }
 
-    /// Whether all have the same lengths.
+    /// Whether all have the same lengths and positions.
     pub(crate) fn are_alike(&self) -> bool {
-        self.ragged.is_none() && self.kv_lens.is_none()
+        let starts = matches!(self.q_start, QueryStart::PerSequence(_));
+        self.ragged.is_none() && self.kv_lens.is_none() && !starts
     }
 
     /// Query and key tokens of a sequence in the operands.

@@ -18,8 +18,16 @@ pub(crate) struct ScoreRows<'a, S> {
     pub(crate) scale: S,
 }
 
+/// Key panels, one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a, T> {
+    pub(crate) data: &'a [T],
+    /// Whether they are expected to come from memory.
+    pub(crate) from_memory: bool,
+}
+
 /// Scores of `MR` rows (`q`, contiguous rows of `dims` factors) against columns `columns` of the tile that starts with
-/// `panels` (key panels, one after another). `columns` is a multiple of 16 at both ends; all panels it touches exist.
+/// `panels`. `columns` is a multiple of 16 at both ends; all panels it touches exist.
 ///
 /// Per 64 keys and `d`: 64 keys read once for `MR` rows.
 #[inline(always)]
@@ -27,17 +35,18 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
     q: &[P::Factor],
     dims: usize,
-    panels: &[P::Stored],
+    panels: Panels<'_, P::Stored>,
     columns: Range<usize>,
     mut rows: ScoreRows<'_, P::Scale>,
 ) {
     let q: [&[P::Factor]; MR] = split_rows(q, dims, dims);
+    let Panels { data: panels, from_memory } = panels;
     let mut column = columns.start;
     while column < columns.end {
         let first = column % PANEL;
         let start = column / PANEL * PANEL * dims;
         let panel = &panels[start..][..PANEL * dims];
-        let prefetch = Prefetch::<MR>::new(panels, start + PANEL * dims);
+        let prefetch = Prefetch::<MR>::new::<I, _>(panels, start + PANEL * dims, from_memory);
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
             score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);

@@ -13,6 +13,8 @@ pub(crate) struct ValueRows<'a, T> {
     pub(crate) data: &'a [T],
     pub(crate) stride: usize,
     pub(crate) v_dim: usize,
+    /// Whether they are expected to come from memory.
+    pub(crate) from_memory: bool,
 }
 
 /// Weights and accumulators of `MR` rows.
@@ -100,7 +102,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = Prefetch::<MR>::new(data, count * values.stride);
+    let prefetch = Prefetch::<MR>::new::<I, _>(data, count * values.stride, values.from_memory);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];

@@ -7,6 +7,8 @@
 mod common;
 
 mod algebra;
+#[cfg(feature = "rayon")]
+mod estimates;
 mod limits;
 mod options;
 mod poison;
