@@ -29,6 +29,7 @@ mod kernel;
 mod mask;
 pub mod math;
 mod merge;
+pub mod module;
 mod panels;
 mod parallel;
 mod plan;
