@@ -14,6 +14,7 @@
 //! output's bits depend on its row, its weights and the level (those that fuse agree), not on other rows or threads.
 
 use super::activation::{Activation, with_activation};
+use super::weights::check;
 use crate::element::{DType, Element};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel, Level};
@@ -139,9 +140,9 @@ impl Linear {
             *section = range.ok_or_else(|| overflow.clone())?;
             end = section.end;
             let size = layer.outputs.checked_mul(inputs).ok_or_else(|| overflow.clone())?;
-            check_len("weight", "elements", size, layer.weight.len())?;
+            check("weight", "elements", size, layer.weight.len())?;
             if let Some(bias) = layer.bias {
-                check_len("bias", "elements", layer.outputs, bias.len())?;
+                check("bias", "elements", layer.outputs, bias.len())?;
             }
         }
         let layers = (&layers[..], &sections[..]);
@@ -169,10 +170,10 @@ impl Linear {
     /// `x` is no whole number of rows, or `out` has not as many; nothing is written then.
     pub fn run(&self, x: &[f32], out: &mut [f32]) -> Result<(), AttentionError> {
         let rows = x.len() / self.inputs;
-        check_len("x", "elements", rows * self.inputs, x.len())?;
+        check("x", "elements", rows * self.inputs, x.len())?;
         let expected = rows.checked_mul(self.outputs);
         let expected = expected.ok_or(AttentionError::SizeOverflow { operand: "out" })?;
-        check_len("out", "elements", expected, out.len())?;
+        check("out", "elements", expected, out.len())?;
         self.run_columns(x, 0..self.outputs, out);
         Ok(())
     }
@@ -245,15 +246,6 @@ impl Linear {
             Panels::Bf16(_) => DType::Bf16,
         }
     }
-}
-
-fn check_len(
-    operand: &'static str,
-    axis: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), AttentionError> {
-    if got == expected { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
 }
 
 /// Weights of layers in panels, each at its own columns.
@@ -423,7 +415,7 @@ mod tests {
         let row = |x: &[f32]| -> Vec<f32> {
             (0..outputs)
                 .map(|j| {
-                    let chain = |sum, d| x[d].mul_add(w[j * inputs + d], sum);
+                    let chain = |sum: f32, d: usize| x[d].mul_add(w[j * inputs + d], sum);
                     (0..inputs).fold(0.0f32, chain) + b[j]
                 })
                 .collect()
