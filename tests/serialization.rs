@@ -84,7 +84,7 @@ fn module_configuration() {
         r#"{"num_heads":4,"key_dim":32,"value_dim":null,"dropout":0.0,"use_bias":true,"use_layer_norm":true,"#,
         r#""use_residual":true,"activation":null,"name":"multi_head_attention","kv_heads":null,"output_dim":null,"#,
         r#""causal":false,"window_left":null,"window_right":null,"scale":null,"softcap":null,"#,
-        r#""layer_norm_epsilon":1e-6,"weights_dtype":"f32"}"#,
+        r#""layer_norm_epsilon":0.000001,"weights_dtype":"f32"}"#,
     );
     assert_text(default.clone(), text);
     let read = |text| serde_json::from_str::<AttentionConfig>(text).expect(text);

@@ -273,6 +273,7 @@ struct Part<'a> {
 }
 
 /// Output rows of a part, its columns only.
+#[allow(clippy::large_enum_variant, reason = "a run allocates nothing, and has few parts")]
 enum PartRows<'a> {
     /// One after another.
     Whole(&'a mut [f32]),

@@ -14,7 +14,7 @@ pub(crate) enum Projections {
     /// Stacked, as their inputs have the same size: those that share their input run as one.
     Stacked { layer: Linear, columns: [Range<usize>; 3] },
     /// Each by itself.
-    Separate([Linear; 3]),
+    Separate(Box<[Linear; 3]>),
 }
 
 /// Projected tokens.
@@ -46,7 +46,7 @@ impl Projections {
         }
         let [query, key, value] =
             parts.map(|part| Linear::stacked([part.dense()], part.inputs, options).map(|(layer, _)| layer));
-        Ok(Projections::Separate([query?, key?, value?]))
+        Ok(Projections::Separate(Box::new([query?, key?, value?])))
     }
 
     /// Projects those of query, key and value whose numbers are in `wanted`; `inputs` and `buffers` are theirs. Neighbours

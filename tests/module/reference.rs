@@ -251,7 +251,7 @@ impl Case {
     }
 
     /// Asserts that the module is within the bound at every level. Returns how many bounds should say something, and how
-    /// many of them do: are below a thousandth of the number or of 1. (A layer norm of a few numbers divides by next to
+    /// many of them do: are below a hundredth of the number or of 1. (A layer norm of a few numbers divides by next to
     /// nothing now and then; of one number always.)
     fn check(&self) -> [usize; 2] {
         let weights = lively_weights(&self.config, self.dims, self.seed);
@@ -285,7 +285,7 @@ impl Case {
                     error <= expected.error,
                     "{level}: number {index} is {got}, not {expected:?}, in {self:?}"
                 );
-                let sharp = expected.error <= 1e-3 * expected.value.abs().max(1.0);
+                let sharp = expected.error <= 1e-2 * expected.value.abs().max(1.0);
                 if tame {
                     counts = [counts[0] + 1, counts[1] + usize::from(sharp)];
                 }
@@ -301,7 +301,7 @@ prop_compose! {
         (use_bias, use_layer_norm, use_residual, causal) in any::<(bool, bool, bool, bool)>(),
         (activation, dtype) in (prop::option::of(0..7usize), 0..3usize),
         (window_left, window_right) in (prop::option::of(0..5usize), prop::option::of(0..5usize)),
-        (scale, softcap) in (prop::option::of(-2.0..2.0f32), prop::option::of(0.5..5.0f32)),
+        (scale, softcap) in (prop::option::of(-0.5..0.5f32), prop::option::of(0.5..5.0f32)),
         dims in (1..40usize, 1..40usize, 1..40usize),
         output_dim in prop::option::of(1..40usize),
         (batch, q_len, kv_len) in (1..4usize, 1..14usize, 0..14usize),
