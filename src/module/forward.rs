@@ -156,7 +156,7 @@ impl MultiHeadAttention {
         self.repairs.reset();
     }
 
-    /// The output, `[batch, q_len, output_dim]` (as many axes as `query` has are what it is: fewer are the same numbers).
+    /// The output, `[batch, q_len, output_dim]`, or without the leading axes that `query` has not.
     ///
     /// Allocates its scratch; a service keeps a workspace and calls [`MultiHeadAttention::forward_into`], with the same
     /// bits.

@@ -1,22 +1,22 @@
 //! What Keras, PyTorch and BERT call a module's tensors, and how they store them: reading and saving.
-//!
-//! | | Keras, `y = x W` | PyTorch, `y = x W^T` | BERT, `y = x W^T` |
-//! |---|---|---|---|
-//! | query | `query/kernel` `[query_dim, heads, key_dim]` | `in_proj_weight` `[q + k + v, dim]`, or `q_proj_weight` `[q, query_dim]` | `attention.self.query.weight` `[q, query_dim]` |
-//! | key | `key/kernel` | the same, or `k_proj_weight` | `attention.self.key.weight` |
-//! | value | `value/kernel` | the same, or `v_proj_weight` | `attention.self.value.weight` |
-//! | their biases | `query/bias` `[heads, key_dim]`, ... | `in_proj_bias` `[q + k + v]` | `attention.self.query.bias`, ... |
-//! | output | `attention_output/kernel` `[heads, value_dim, output_dim]`, `.../bias` | `out_proj.weight` `[output_dim, heads * value_dim]`, `out_proj.bias` | `attention.output.dense.weight`, `.bias` |
-//! | layer norm | `layer_normalization/gamma`, `/beta` | `norm.weight`, `norm.bias` | `attention.output.LayerNorm.weight`, `.bias` (or `.gamma`, `.beta`) |
-//!
-//! `q`, `k` and `v` are the columns of all heads. A prefix comes before each name as it is.
 
 use super::config::AttentionConfig;
 use super::weights::{Columns, DenseWeights, ModuleWeights, NormWeights};
 use crate::error::AttentionError;
 use std::borrow::Cow;
 
-/// Whose names the tensors have.
+/// Whose names and shapes the tensors have.
+///
+/// | | Keras, `y = x W` | PyTorch, `y = x W^T` | BERT, `y = x W^T` |
+/// |---|---|---|---|
+/// | query | `query/kernel` `[query_dim, heads, key_dim]` | `in_proj_weight` `[q + k + v, dim]`, or `q_proj_weight` `[q, query_dim]` | `attention.self.query.weight` `[q, query_dim]` |
+/// | key | `key/kernel` | the same, or `k_proj_weight` | `attention.self.key.weight` |
+/// | value | `value/kernel` | the same, or `v_proj_weight` | `attention.self.value.weight` |
+/// | their biases | `query/bias` `[heads, key_dim]`, ... | `in_proj_bias` `[q + k + v]` | `attention.self.query.bias`, ... |
+/// | output | `attention_output/kernel` `[heads, value_dim, output_dim]`, `.../bias` | `out_proj.weight` `[output_dim, heads * value_dim]`, `out_proj.bias` | `attention.output.dense.weight`, `.bias` |
+/// | layer norm | `layer_normalization/gamma`, `/beta` | `norm.weight`, `norm.bias` | `attention.output.LayerNorm.weight`, `.bias` (or `.gamma`, `.beta`) |
+///
+/// `q`, `k` and `v` are the columns of all heads. A prefix comes before each name as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Naming {
