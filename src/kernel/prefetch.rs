@@ -1,10 +1,16 @@
 //! Keeping memory busy while registers are.
 //!
-//! With several rows a cache line is followed by several multiply-adds, and those that wait for it fill the core's queues
-//! before it has seen enough lines to keep memory busy: group 4 decodes at half the speed of DRAM. What helps is to ask
-//! for lines far ahead, into L2 (L1 has too few fill buffers): 1.1 to 1.4 times from DRAM, nothing lost from cache
-//! (bench `roofline`, `decode` and `few`). A single row of `f32` in vectors of 16 keeps memory busy by itself, and would
-//! lose a quarter; in vectors of 8 it does not.
+//! The hardware's own prefetchers leave memory idle: they stop at pages, and several multiply-adds per cache line fill the
+//! core's queues before it has seen enough lines ahead. What helps is to ask for lines ahead of time, into L2 (L1 has too few
+//! fill buffers); nothing is lost where they come from a cache. How far ahead depends on how long a line is worked on (bench
+//! `roofline`, `decode` and `few`):
+//!
+//! | kernel | gain from DRAM | distance |
+//! |---|---|---|
+//! | one row of `f32`, vectors of 16 | 1.2 | 2 to 6 KiB are alike, 8 gain nothing, 16 lose a quarter |
+//! | one row of `f16` or `bf16`, vectors of 16 | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
+//! | several rows, or vectors of 8 | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
+//! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes |
 
 use super::score::KeyRows;
 use crate::element::Element;
@@ -12,7 +18,7 @@ use crate::isa::Isa;
 
 const LINE_BYTES: usize = 64;
 
-/// How far ahead of what is at work to ask: 8 to 64 KiB are alike, 4 are too few.
+/// How far ahead the kernels ask that work longest on a line, and transpositions.
 const AHEAD_BYTES: usize = 16 << 10;
 
 /// Prefetches for `MR` rows that work on one piece of memory.
@@ -25,17 +31,19 @@ impl<const MR: usize> Prefetch<MR> {
     /// For the piece of `data` that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at
     /// hand already.
     #[inline(always)]
-    pub(crate) fn new<T>(data: &[T], end: usize) -> Self {
-        let ahead = AHEAD_BYTES / size_of::<T>();
+    pub(crate) fn new<I: Isa, T>(data: &[T], end: usize) -> Self {
+        let bytes = match size_of::<T>() {
+            _ if MR > 1 || I::LANES < 16 => AHEAD_BYTES,
+            4 => AHEAD_BYTES / 4,
+            _ => AHEAD_BYTES / 2,
+        };
+        let ahead = bytes / size_of::<T>();
         Self { ahead: if end.saturating_add(ahead) <= data.len() { ahead } else { 0 } }
     }
 
     /// Asks for what lies ahead of `src[at]`, where the next `vectors` vectors are about to be loaded from.
     #[inline(always)]
     pub(crate) fn ask<I: Isa, T>(self, isa: I, src: &[T], at: usize, vectors: usize) {
-        if MR == 1 && I::LANES == 16 && size_of::<T>() == size_of::<f32>() {
-            return;
-        }
         let mut next = 0;
         while next < vectors * I::LANES {
             isa.prefetch(src, at + next + self.ahead);

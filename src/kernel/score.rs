@@ -37,7 +37,7 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         let first = column % PANEL;
         let start = column / PANEL * PANEL * dims;
         let panel = &panels[start..][..PANEL * dims];
-        let prefetch = Prefetch::<MR>::new(panels, start + PANEL * dims);
+        let prefetch = Prefetch::<MR>::new::<I, _>(panels, start + PANEL * dims);
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
             score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
