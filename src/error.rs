@@ -125,6 +125,54 @@ pub enum AttentionError {
         /// The level in force.
         level: &'static str,
     },
+    /// A named tensor of weights has another shape.
+    #[error("tensor \"{name}\": expected shape {expected}, got {got:?}")]
+    TensorShape {
+        /// Its name, prefix included.
+        name: String,
+        /// The shape that the configuration asks for; `*` where any size will do.
+        expected: String,
+        /// The shape it has.
+        got: Vec<usize>,
+    },
+    /// A named tensor of weights is not there.
+    #[error("tensor \"{name}\": expected among the weights, got none of that name")]
+    TensorMissing {
+        /// Its name, prefix included.
+        name: String,
+    },
+    /// A named tensor of weights is there, but the configuration has no use for it, and to ignore it would be wrong.
+    #[error("tensor \"{name}\": expected none of that name with {reason}")]
+    TensorUnexpected {
+        /// Its name, prefix included.
+        name: String,
+        /// What the configuration says.
+        reason: &'static str,
+    },
+    /// A named tensor of weights is stored as something else than numbers of a known type.
+    #[error("tensor \"{name}\": expected storage as {expected}, got {got}")]
+    TensorType {
+        /// Its name, prefix included.
+        name: String,
+        /// What can be read.
+        expected: &'static str,
+        /// What it is.
+        got: String,
+    },
+    /// A number of an input is NaN or infinite, which the module's policy refuses.
+    #[error("{operand}: expected finite numbers, got {got} at batch {batch}, token {token}, dim {dim}")]
+    NotFinite {
+        /// The operand.
+        operand: &'static str,
+        /// Sequence of the first such number.
+        batch: usize,
+        /// Its token.
+        token: usize,
+        /// Its place in the token's vector.
+        dim: usize,
+        /// The number, printed.
+        got: String,
+    },
     /// Memory could not be had.
     #[error("{what}: could not allocate {bytes} bytes")]
     OutOfMemory {

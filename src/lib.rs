@@ -3,8 +3,9 @@
 //! ## Module map
 //!
 //! Users meet [`Inputs`] (what a call reads), [`Outputs`] (what it writes), [`Mask`], [`View`], [`Plan`] and
-//! [`KvCache`]; [`mod@reference`] defines what all of it means. Contributors start with `exact/mod.rs`, the order of
-//! operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and `tile.rs`.
+//! [`KvCache`], or the whole layer, [`module::MultiHeadAttention`]; [`mod@reference`] defines what all of it means.
+//! Contributors start with `exact/mod.rs`, the order of operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and
+//! `tile.rs`; the layer starts with `module/mod.rs`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(all(target_arch = "x86_64", not(lucid_force_portable))),
@@ -29,6 +30,7 @@ mod kernel;
 mod mask;
 pub mod math;
 mod merge;
+pub mod module;
 mod panels;
 mod parallel;
 mod plan;

@@ -77,13 +77,13 @@ pub fn erf(level: Level, values: &mut [f32]) -> Result<(), AttentionError> {
 }
 
 /// A function of one variable, as a type: a closure would not reliably be inlined into the dispatch shim.
-trait Function {
+pub(crate) trait Function {
     fn apply<I: Isa>(isa: I, x: I::F) -> I::F;
 }
 
 macro_rules! function {
     ($name:ident, $function:path) => {
-        struct $name;
+        pub(crate) struct $name;
         impl Function for $name {
             #[inline(always)]
             fn apply<I: Isa>(isa: I, x: I::F) -> I::F {
@@ -97,7 +97,8 @@ function!(Exp, vector::exp);
 function!(Tanh, vector::tanh);
 function!(Erf, vector::erf);
 
-fn map<U: Function>(level: Level, values: &mut [f32]) -> Result<(), AttentionError> {
+/// Applies a function to each value.
+pub(crate) fn map<U: Function>(level: Level, values: &mut [f32]) -> Result<(), AttentionError> {
     level.check_available()?.dispatch(Map::<U> { values, function: PhantomData });
     Ok(())
 }

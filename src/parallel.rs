@@ -10,10 +10,24 @@
 //! that are left in the others'. Nothing is spawned, allocated or locked, and results do not depend on who took which
 //! task. Each worker owns a part of the caller's scratch. Without the `rayon` feature there is one worker.
 
+use crate::error::AttentionError;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Ranges that tasks are dealt into, at most: more workers than this share.
 const MAX_RANGES: usize = 64;
+
+/// Parts that [`for_each_part`] deals out, at most.
+pub(crate) const MAX_PARTS: usize = 64;
+
+/// Options may ask for any number of threads but none.
+pub(crate) fn check_max_threads(max_threads: Option<usize>) -> Result<(), AttentionError> {
+    if max_threads == Some(0) {
+        let got = "0".to_owned();
+        return Err(AttentionError::Value { operand: "max_threads", expected: "at least 1", got });
+    }
+    Ok(())
+}
 
 /// How many workers can run at once from here, at most `limit`.
 ///
@@ -61,6 +75,39 @@ pub(crate) fn for_each_task<S: Send>(
                 }
                 work(task, scratch);
             }
+        }
+    });
+}
+
+/// Calls `work` once for each part of something, at most [`MAX_PARTS`] parts, on as many workers.
+///
+/// As [`for_each_task`] for tasks that own what they write to: a task takes its part out of its place.
+pub(crate) fn for_each_part<P: Send>(
+    parts: impl Iterator<Item = P>,
+    workers: usize,
+    work: &(impl Fn(P) + Sync),
+) {
+    if workers <= 1 {
+        parts.for_each(work);
+    } else {
+        deal_parts(parts, workers.min(MAX_PARTS), work);
+    }
+}
+
+#[inline(never)] // its frame has room for all parts
+fn deal_parts<P: Send>(mut parts: impl Iterator<Item = P>, workers: usize, work: &(impl Fn(P) + Sync)) {
+    let mut count = 0;
+    let places: [Mutex<Option<P>>; MAX_PARTS] = std::array::from_fn(|_| {
+        let part = parts.next();
+        count += usize::from(part.is_some());
+        Mutex::new(part)
+    });
+    debug_assert!(parts.next().is_none(), "there is a place for every part");
+    for_each_task(count, &mut [(); MAX_PARTS][..workers], &|task, ()| {
+        // Each number is handed out once, so the place is never locked.
+        let part = places[task].try_lock().ok().and_then(|mut place| place.take());
+        if let Some(part) = part {
+            work(part);
         }
     });
 }

@@ -121,20 +121,14 @@ impl Plan {
         order: Order,
     ) -> Result<Self, AttentionError> {
         problem.validate()?;
-        let level = match options.level {
-            Some(level) => level.check_available()?,
-            None => Level::detect()?,
-        };
+        let level = Level::chosen(options.level)?;
         let engine = if options.bf16_dot {
             let unavailable = AttentionError::Bf16DotUnavailable { level: level.name() };
             Engine::Bf16Dot(Bf16Level::new(level).ok_or(unavailable)?)
         } else {
             Engine::Exact(level)
         };
-        if options.max_threads == Some(0) {
-            let got = "0".to_owned();
-            return Err(AttentionError::Value { operand: "max_threads", expected: "at least 1", got });
-        }
+        parallel::check_max_threads(options.max_threads)?;
         let max_threads = match options.max_threads {
             Some(threads) => threads,
             None if tile::worth_spreading(longest_sequence(problem)) => parallel::workers(usize::MAX),

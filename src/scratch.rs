@@ -67,6 +67,14 @@ impl<T: Zeroed> AlignedBuf<T> {
     }
 }
 
+impl<T: Zeroed> Default for AlignedBuf<T> {
+    /// Nothing.
+    fn default() -> Self {
+        let layout = Layout::new::<[T; 0]>();
+        Self { data: NonNull::dangling(), len: 0, layout }
+    }
+}
+
 impl<T: Zeroed> std::ops::Deref for AlignedBuf<T> {
     type Target = [T];
     #[inline]

@@ -2,6 +2,7 @@
 //! and the split of 1024, which do, are constants of the order of operations and live in [`crate::exact`].
 
 use crate::kernel::MAX_ROWS;
+use crate::parallel::MAX_PARTS;
 
 /// Query rows of a block at most: their weights, accumulators and queries stay in L2 while keys and values pass.
 /// Flat between 48 and 96, 1 to 3 points less at 24 and 192 (bench `attention/prefill`).
@@ -62,6 +63,28 @@ pub(crate) fn block_rows(rows: usize, units: usize, workers: usize, splits: usiz
     let at_least = if workers == 1 { 1 } else { (TASKS_PER_WORKER * workers).div_ceil(units.max(1)) };
     let blocks = rows.div_ceil(BLOCK_ROWS).max(at_least.min(rows.div_ceil(2 * MAX_ROWS)));
     rows.div_ceil(blocks.max(1)).next_multiple_of(MAX_ROWS).min(BLOCK_ROWS)
+}
+
+/// Rows of a matrix product up to which its parts are columns, and each weight is read once: above it they are rows, as
+/// weights that were fetched serve enough of them.
+pub(crate) const COLUMN_PARTS_ROWS: usize = 32;
+
+/// Fewest rows that should share a pass over the weights.
+const PRODUCT_ROWS: usize = 48;
+
+/// How a matrix product is dealt to workers: how many `[rows, panels of columns]` a part has, of `rows` and `panels`.
+pub(crate) fn product_part([rows, panels]: [usize; 2], workers: usize) -> [usize; 2] {
+    if workers <= 1 {
+        return [rows, panels];
+    }
+    let most = (TASKS_PER_WORKER * workers).min(MAX_PARTS);
+    if rows <= COLUMN_PARTS_ROWS {
+        return [rows, panels.div_ceil(most).max(1)];
+    }
+    // As many for each worker as keep parts large.
+    let per_worker = (rows / (workers * PRODUCT_ROWS)).clamp(1, TASKS_PER_WORKER);
+    let parts = (per_worker * workers).min(MAX_PARTS);
+    [rows.div_ceil(parts).next_multiple_of(MAX_ROWS), panels]
 }
 
 /// Whether a unit's keys are cut into splits that run side by side, their states merged afterwards: only where the

@@ -72,6 +72,60 @@ fn calls<Q: Element, T: Element>(threads: usize) {
     }
 }
 
+/// Calls of a module of every kind, after each has been made once.
+fn module_calls(threads: usize) {
+    use lucid_attention::module::*;
+    let config =
+        AttentionConfig { num_heads: 8, key_dim: 16, kv_heads: Some(4), ..AttentionConfig::default() };
+    let weights = ModuleWeights::glorot(&config, InputDims::all(128), 1).expect("a valid configuration");
+    let options = ModuleOptions {
+        plan: PlanOptions { max_threads: Some(threads), ..PlanOptions::default() },
+        policies: InputPolicies { not_finite: NotFinite::ZeroToken, wrong_dim: WrongDim::PadTruncate },
+    };
+    let module = MultiHeadAttention::with_options(config, &weights, options).expect("valid parts");
+    let mut workspace = ModuleWorkspace::new();
+    let mut numbers = vec![0.5; 300 * 128];
+    numbers[5] = f32::NAN; // repaired, in scratch too
+    for tokens in [1, 8, 40, 300] {
+        let data = &numbers[..tokens * 128];
+        let whole = Tensor::new(data, &[tokens, 128]).expect("sized to its shape");
+        let narrow = Tensor::new(data, &[2 * tokens, 64]).expect("sized to its shape");
+        let list: Vec<&[f32]> = data.chunks_exact(128).collect();
+        let mut cache = module.project_kv(whole, whole, 400, &mut workspace).expect("memory");
+        let mut out = vec![0.0; tokens * 128];
+        let mut scores = vec![0.0; tokens];
+        for kind in 0..5 {
+            let mut call = || {
+                let query = Tensor::new(&data[..128], &[128]).expect("sized to its shape");
+                let (inputs, rows) = match kind {
+                    0 => (ModuleInputs::self_attention(whole).mask(Mask::causal()), tokens),
+                    1 => (ModuleInputs::new(query, narrow, narrow), 1),
+                    2 => (ModuleInputs::cached(query, &cache), 1),
+                    _ => (ModuleInputs::new(query, whole, whole), 1),
+                };
+                let outputs = ModuleOutputs::new(&mut out[..rows * 128]);
+                match kind {
+                    4 => module.process_sequence_into(&data[..128], &list, &list, outputs, &mut workspace),
+                    3 => {
+                        let view = ViewMut::new(&mut scores, [1, 1, 1, tokens]).expect("sized to its shape");
+                        let outputs = outputs.scores(Scores::new(ScoreStage::Softmax, view).heads(&[3]));
+                        module.forward_into(&inputs, outputs, &mut workspace)
+                    }
+                    _ => module.forward_into(&inputs, outputs, &mut workspace),
+                }
+                .expect("a valid call");
+            };
+            call();
+            let counted = allocations(call);
+            assert_eq!(counted, 0, "module call {kind} of {tokens} tokens, {threads} thread(s)");
+        }
+        let token = Tensor::new(&data[..128], &[128]).expect("sized to its shape");
+        let counted =
+            allocations(|| module.append_kv(token, token, &mut cache, &mut workspace).expect("room"));
+        assert_eq!(counted, 0, "adding a token to a cache");
+    }
+}
+
 /// One test: a second would run beside it, and be counted.
 #[test]
 fn memory() {
@@ -79,6 +133,8 @@ fn memory() {
     calls::<f32, f32>(1);
     calls::<f16, f16>(1);
     calls::<bf16, f32>(1);
+
+    module_calls(1);
 
     let mut cache = KvCache::new(1, &Problem::new(2, 8, 1, 256)).expect("memory");
     let rows = vec![1.0f32; 2 * 3 * 8];
@@ -97,6 +153,7 @@ fn memory() {
             }
             calls::<f32, bf16>(2);
             calls::<f32, f32>(2);
+            module_calls(2);
         });
     }
 }

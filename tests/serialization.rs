@@ -2,6 +2,7 @@
 #![cfg(feature = "serde")]
 #![allow(missing_docs, reason = "a test")]
 
+use lucid_attention::module::{Activation, AttentionConfig, InputDims, Naming, NotFinite};
 use lucid_attention::{DType, Level, PlanOptions, Problem, ScoreStage, Span};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -73,4 +74,41 @@ fn problems() {
 fn spans() {
     assert_text(Span { start: 3, end: 9 }, r#"{"start":3,"end":9}"#);
     assert_refused::<Span>(r#"{"start":3}"#, "missing field `end`");
+}
+
+/// The module's configuration: the specification's names and defaults; nothing else is taken for one of its fields.
+#[test]
+fn module_configuration() {
+    let default = AttentionConfig::default();
+    let text = concat!(
+        r#"{"num_heads":4,"key_dim":32,"value_dim":null,"dropout":0.0,"use_bias":true,"use_layer_norm":true,"#,
+        r#""use_residual":true,"activation":null,"name":"multi_head_attention","kv_heads":null,"output_dim":null,"#,
+        r#""causal":false,"window_left":null,"window_right":null,"scale":null,"softcap":null,"#,
+        r#""layer_norm_epsilon":0.000001,"weights_dtype":"f32"}"#,
+    );
+    assert_text(default.clone(), text);
+    let read = |text| serde_json::from_str::<AttentionConfig>(text).expect(text);
+    assert_eq!(read("{}"), default);
+    let other = AttentionConfig {
+        num_heads: 8,
+        value_dim: Some(16),
+        dropout: 0.1,
+        activation: Some(Activation::GeluTanh),
+        name: "attention".to_owned(),
+        scale: Some(0.3),
+        window_left: Some(7),
+        layer_norm_epsilon: 1e-12,
+        weights_dtype: DType::Bf16,
+        ..default
+    };
+    assert_eq!(read(&serde_json::to_string(&other).expect("plain data")), other);
+    for activation in Activation::ALL {
+        assert_text(activation, &format!("\"{}\"", activation.name()));
+    }
+    assert_text(Naming::PyTorch, "\"pytorch\"");
+    assert_text(NotFinite::ZeroToken, "\"zero_token\"");
+    assert_text(InputDims::all(3), r#"{"query":3,"key":3,"value":3}"#);
+    assert_refused::<AttentionConfig>(r#"{"heads": 2}"#, "unknown field `heads`");
+    assert_refused::<AttentionConfig>(r#"{"activation": "swish9"}"#, "unknown variant");
+    assert_refused::<AttentionConfig>(r#"{"num_heads": -1}"#, "invalid value");
 }

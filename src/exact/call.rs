@@ -186,26 +186,30 @@ fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, Attent
     Ok(mask)
 }
 
+pub(crate) fn check_scale(scale: f32) -> Result<(), AttentionError> {
+    if in_log2(scale).is_finite() {
+        return Ok(());
+    }
+    let (expected, got) = ("a number from -2.3e38 to 2.3e38", scale.to_string());
+    Err(AttentionError::Value { operand: "scale", expected, got })
+}
+
+pub(crate) fn check_softcap(cap: f32) -> Result<(), AttentionError> {
+    if (1e-30..=1e30).contains(&cap) {
+        return Ok(());
+    }
+    let (expected, got) = ("a number from 1e-30 to 1e30", cap.to_string());
+    Err(AttentionError::Value { operand: "softcap", expected, got })
+}
+
 fn check_rules<'a, Q: Element, T: Element>(
     inputs: &Inputs<'a, Q, T>,
     problem: &Problem,
     mask_shape: [usize; 4],
 ) -> Result<ScoreRules<'a>, AttentionError> {
     let scale = inputs.scale.unwrap_or_else(|| (problem.head_dim as f32).sqrt().recip());
-    if !in_log2(scale).is_finite() {
-        let (expected, got) = ("a number from -2.3e38 to 2.3e38", scale.to_string());
-        return Err(AttentionError::Value { operand: "scale", expected, got });
-    }
-    if let Some(cap) = inputs.softcap
-        && !(1e-30..=1e30).contains(&cap)
-    {
-        let got = cap.to_string();
-        return Err(AttentionError::Value {
-            operand: "softcap",
-            expected: "a number from 1e-30 to 1e30",
-            got,
-        });
-    }
+    check_scale(scale)?;
+    inputs.softcap.map_or(Ok(()), check_softcap)?;
     if let Some(slopes) = inputs.alibi {
         check_per_head("alibi", problem, slopes.len())?;
     }

@@ -252,6 +252,11 @@ impl Level {
         }
     }
 
+    /// The level that options ask for, or else [`Level::detect`]'s.
+    pub(crate) fn chosen(level: Option<Level>) -> Result<Level, AttentionError> {
+        level.map_or_else(Level::detect, Level::check_available)
+    }
+
     /// Whether a multiply-add rounds once. Levels for which this holds give the same bits for the same call.
     pub fn is_fused(self) -> bool {
         match self {

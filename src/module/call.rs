@@ -1,0 +1,95 @@
+//! What a module's call reads and what it writes.
+
+use super::tensor::Tensor;
+use crate::cache::KvCache;
+use crate::inputs::{QueryStart, Ragged, Scores};
+use crate::mask::Mask;
+use crate::view::AnyView;
+
+/// What a call of a module reads.
+///
+/// Query, keys and values are tensors of one batch (a tensor without a batch axis is a batch of 1). Given as one tensor, as
+/// in self-attention, they are repaired once and projected in one product.
+#[derive(Clone, Copy, Debug)]
+pub struct ModuleInputs<'a> {
+    pub(crate) query: Tensor<'a>,
+    pub(crate) keys: KeySource<'a>,
+    pub(crate) mask: Mask<'a>,
+    pub(crate) bias: Option<AnyView<'a>>,
+    pub(crate) q_start: Option<QueryStart<'a>>,
+    pub(crate) ragged: Option<Ragged<'a>>,
+}
+
+/// Where keys and values come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KeySource<'a> {
+    Tensors { key: Tensor<'a>, value: Tensor<'a> },
+    Cache(&'a KvCache<f32>),
+}
+
+impl<'a> ModuleInputs<'a> {
+    /// `query` `[batch, q_len, query_dim]` over `key` `[batch, kv_len, key_dim]` and `value` `[batch, kv_len, value_dim]`,
+    /// or fewer axes each.
+    pub fn new(query: Tensor<'a>, key: Tensor<'a>, value: Tensor<'a>) -> Self {
+        Self::of(query, KeySource::Tensors { key, value })
+    }
+
+    /// One tensor over itself.
+    pub fn self_attention(tokens: Tensor<'a>) -> Self {
+        Self::new(tokens, tokens, tokens)
+    }
+
+    /// `query` over keys and values that are projected already, by
+    /// [`MultiHeadAttention::project_kv`](super::MultiHeadAttention::project_kv).
+    pub fn cached(query: Tensor<'a>, cache: &'a KvCache<f32>) -> Self {
+        Self::of(query, KeySource::Cache(cache))
+    }
+
+    fn of(query: Tensor<'a>, keys: KeySource<'a>) -> Self {
+        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None }
+    }
+
+    /// Which keys each query may attend to, beside what the configuration says.
+    pub fn mask(mut self, mask: Mask<'a>) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Adds to the scaled, capped scores, see [`Inputs::bias`](crate::Inputs::bias).
+    pub fn bias(mut self, bias: impl Into<AnyView<'a>>) -> Self {
+        self.bias = Some(bias.into());
+        self
+    }
+
+    /// Where the queries stand among the keys, which masks by position need where there are not as many of both.
+    pub fn q_start(mut self, q_start: QueryStart<'a>) -> Self {
+        self.q_start = Some(q_start);
+        self
+    }
+
+    /// The token axes, of a batch of 1, hold several sequences.
+    pub fn ragged(mut self, ragged: Ragged<'a>) -> Self {
+        self.ragged = Some(ragged);
+        self
+    }
+}
+
+/// What a call of a module writes. Asking for scores changes no bit of `out`.
+#[derive(Debug)]
+pub struct ModuleOutputs<'a> {
+    pub(crate) out: &'a mut [f32],
+    pub(crate) scores: Option<Scores<'a>>,
+}
+
+impl<'a> ModuleOutputs<'a> {
+    /// `out`: `[batch, q_len, output_dim]`, contiguous.
+    pub fn new(out: &'a mut [f32]) -> Self {
+        Self { out, scores: None }
+    }
+
+    /// Scores or probabilities at some stage, `[batch, heads, q_len, kv_len]`, for all heads and rows or some.
+    pub fn scores(mut self, scores: Scores<'a>) -> Self {
+        self.scores = Some(scores);
+        self
+    }
+}

@@ -1,0 +1,386 @@
+//! [`MultiHeadAttention`] and its run path.
+
+use super::call::{KeySource, ModuleInputs, ModuleOutputs};
+use super::config::AttentionConfig;
+use super::linear::{Linear, LinearOptions};
+use super::norm::End;
+use super::policy::{InputPolicies, RepairCounts, Repairs};
+use super::projections::Projections;
+use super::tensor::Tensor;
+use super::weights::{Columns, InputDims, ModuleWeights, NormWeights, check};
+use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
+use crate::cache::KvCache;
+use crate::error::AttentionError;
+use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
+use crate::isa::Level;
+use crate::mask::Mask;
+use crate::plan::PlanOptions;
+use crate::problem::Problem;
+use crate::view::{Layout, ViewMut};
+
+/// Choices of a module that are neither sizes nor weights.
+#[derive(Debug, Default)]
+pub struct ModuleOptions {
+    /// Instruction set and threads, of projections and attention, and the tier of attention.
+    pub plan: PlanOptions,
+    /// What becomes of inputs that are not as they should be.
+    pub policies: InputPolicies,
+}
+
+/// Multi-head attention as a layer: `norm(query + activation(attention(query, key, value) W_o + b_o))`.
+///
+/// Per head, `q = query W_q + b_q`, `k = key W_k + b_k`, `v = value W_v + b_v` and attention as [`Inputs`] says; residual,
+/// activation and norm as the configuration says. A query without a key to attend to (masked, or there are none) has an
+/// attention of 0, so what is projected is 0 and `b_o` is left.
+///
+/// `Send + Sync`, and immutable but for the count of repairs: share one module, and give each concurrent call a
+/// [`ModuleWorkspace`] of its own.
+///
+/// ```
+/// use lucid_attention::module::{
+///     AttentionConfig, InputDims, ModuleInputs, ModuleOutputs, ModuleWeights, ModuleWorkspace, MultiHeadAttention, Tensor,
+/// };
+///
+/// let config = AttentionConfig::default(); // 4 heads of 32, residual, layer norm
+/// let weights = ModuleWeights::glorot(&config, InputDims::all(128), 1)?;
+/// let module = MultiHeadAttention::new(config, &weights)?;
+///
+/// let (query, memory) = (vec![0.1f32; 128], vec![0.2f32; 10 * 128]);
+/// let (query, memory) = (Tensor::new(&query, &[128])?, Tensor::new(&memory, &[10, 128])?);
+/// let mut out = vec![0.0; 128];
+/// let mut workspace = ModuleWorkspace::new();
+/// module.forward_into(&ModuleInputs::new(query, memory, memory), ModuleOutputs::new(&mut out), &mut workspace)?;
+/// # Ok::<(), lucid_attention::AttentionError>(())
+/// ```
+#[derive(Debug)]
+pub struct MultiHeadAttention {
+    config: AttentionConfig,
+    dims: InputDims,
+    projections: Projections,
+    output: Linear,
+    norm: Option<NormWeights>,
+    policies: InputPolicies,
+    /// With the level that was chosen.
+    plan: PlanOptions,
+    level: Level,
+    repairs: RepairCounts,
+}
+
+impl MultiHeadAttention {
+    /// A module of `weights`, which are packed for the kernels.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::with_options`].
+    pub fn new(config: AttentionConfig, weights: &ModuleWeights) -> Result<Self, AttentionError> {
+        Self::with_options(config, weights, ModuleOptions::default())
+    }
+
+    /// A module with these options.
+    ///
+    /// # Errors
+    /// A field of `config` is wrong; `weights` are not those of `config`; a residual is asked for with an output of another
+    /// size than the query; `options` ask for what this CPU lacks (as [`Plan::with_options`](crate::Plan::with_options)); or
+    /// memory cannot be had.
+    pub fn with_options(
+        config: AttentionConfig,
+        weights: &ModuleWeights,
+        options: ModuleOptions,
+    ) -> Result<Self, AttentionError> {
+        config.validate()?;
+        weights.check(&config)?;
+        let dims = weights.input_dims();
+        let columns = Columns::new(&config, dims.query);
+        if config.use_residual {
+            check("residual", "output_dim", dims.query, columns.output)?;
+        }
+        let ModuleOptions { plan, policies } = options;
+        let level = Level::chosen(plan.level)?;
+        let plan = PlanOptions { level: Some(level), ..plan };
+        let linear = LinearOptions {
+            level: plan.level,
+            max_threads: plan.max_threads,
+            dtype: config.weights_dtype,
+            activation: Default::default(),
+        };
+        let projections = Projections::new(weights, &linear)?;
+        let output = LinearOptions { activation: config.activation(), ..linear };
+        let (output, _) = Linear::stacked([weights.output.dense()], columns.context, &output)?;
+        let module = Self {
+            dims,
+            projections,
+            output,
+            norm: weights.layer_norm.clone(),
+            policies,
+            plan,
+            level,
+            repairs: RepairCounts::default(),
+            config,
+        };
+        // Whatever else the options may ask in vain for, they do now, not at the first call.
+        crate::Plan::with_options(&module.problem(1, 1), &module.plan)?;
+        Ok(module)
+    }
+
+    /// What it was made from.
+    pub fn config(&self) -> &AttentionConfig {
+        &self.config
+    }
+
+    /// Sizes of the vectors that go in.
+    pub fn input_dims(&self) -> InputDims {
+        self.dims
+    }
+
+    /// Numbers of a token's output.
+    pub fn output_dim(&self) -> usize {
+        self.output.outputs()
+    }
+
+    /// What becomes of inputs that are not as they should be.
+    pub fn policies(&self) -> &InputPolicies {
+        &self.policies
+    }
+
+    /// The instruction set it runs on.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// How often inputs were repaired since the module was made, or since the last reset, in calls that succeeded.
+    pub fn repairs(&self) -> Repairs {
+        self.repairs.get()
+    }
+
+    /// Starts counting repairs afresh.
+    pub fn reset_repairs(&self) {
+        self.repairs.reset();
+    }
+
+    /// The output, `[batch, q_len, output_dim]`, or without the leading axes that `query` has not.
+    ///
+    /// Allocates its scratch; a service keeps a workspace and calls [`MultiHeadAttention::forward_into`], with the same
+    /// bits.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::forward_into`], or memory cannot be had.
+    pub fn forward(&self, inputs: &ModuleInputs<'_>) -> Result<Vec<f32>, AttentionError> {
+        let mut out = self.room_for_output(inputs)?;
+        self.forward_into(inputs, ModuleOutputs::new(&mut out), &mut ModuleWorkspace::new())?;
+        Ok(out)
+    }
+
+    /// The output, and the probabilities `[batch, num_heads, q_len, kv_len]`: 0 at removed keys.
+    ///
+    /// For some heads or rows only, or another stage, ask [`MultiHeadAttention::forward_into`] for [`Scores`].
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::forward`].
+    pub fn forward_with_scores(
+        &self,
+        inputs: &ModuleInputs<'_>,
+    ) -> Result<(Vec<f32>, Vec<f32>), AttentionError> {
+        let mut out = self.room_for_output(inputs)?;
+        let [batch, q_len, _] = inputs.query.shape();
+        let kv_len = match inputs.keys {
+            KeySource::Tensors { key, .. } => key.shape()[1],
+            KeySource::Cache(cache) => cache.len(),
+        };
+        let shape = [batch, self.config.num_heads, q_len, kv_len];
+        let mut scores = zeros("scores", &shape)?;
+        let outputs = ModuleOutputs::new(&mut out);
+        let outputs = outputs.scores(Scores::new(ScoreStage::Softmax, ViewMut::new(&mut scores, shape)?));
+        self.forward_into(inputs, outputs, &mut ModuleWorkspace::new())?;
+        Ok((out, scores))
+    }
+
+    /// The output, and scores if asked for, into the caller's memory.
+    ///
+    /// Runs on the current rayon pool, or on the calling thread alone where a step is small; does not allocate once
+    /// `workspace` has served a call as large.
+    ///
+    /// # Errors
+    /// Inputs that the policies refuse; tensors, masks, biases and outputs that fit neither the module nor each other; or
+    /// memory cannot be had. Nothing is written and no repair is counted then.
+    pub fn forward_into(
+        &self,
+        inputs: &ModuleInputs<'_>,
+        outputs: ModuleOutputs<'_>,
+        workspace: &mut ModuleWorkspace,
+    ) -> Result<(), AttentionError> {
+        self.run(inputs, outputs, &mut workspace.core)
+    }
+
+    pub(crate) fn run(
+        &self,
+        inputs: &ModuleInputs<'_>,
+        outputs: ModuleOutputs<'_>,
+        core: &mut Core,
+    ) -> Result<(), AttentionError> {
+        let Core { repaired: [for_query, for_keys @ ..], projected, context, attention } = core;
+        let [batch, q_len, _] = inputs.query.shape();
+        let out = outputs.out;
+        let rows = batch.saturating_mul(q_len);
+        check("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
+
+        let AttentionConfig { num_heads, key_dim, .. } = self.config;
+        let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
+        let mut repairs = Repairs::default();
+        let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
+        let (q, k, v): (_, Keys<'_, f32>, _) = match inputs.keys {
+            KeySource::Tensors { key, value } => {
+                check("key", "batch", batch, key.shape()[0])?;
+                let as_query = self.dims.query == self.dims.key && key.is(&inputs.query);
+                let shared = as_query.then_some(query);
+                let [key, value] = self.admit_pair([key, value], shared, for_keys, &mut repairs)?;
+                let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
+                (q, k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?)
+            }
+            KeySource::Cache(cache) => {
+                let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
+                (q, cache.keys().into(), cache.values())
+            }
+        };
+        let q = q.view(num_heads, key_dim)?;
+        let attend = Inputs {
+            bias: inputs.bias,
+            q_start: inputs.q_start,
+            ragged: inputs.ragged,
+            ..Inputs::new(q, k, v)
+        };
+        let attend = Inputs {
+            mask: self.mask(inputs.mask)?,
+            scale: self.config.scale,
+            softcap: self.config.softcap,
+            ..attend
+        };
+
+        let size = rows.checked_mul(num_heads * value_dim);
+        let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
+        let context = reserve(context, size)?;
+        let view = ViewMut::with_layout(context, [batch, num_heads, q_len, value_dim], Layout::TokenMajor)?;
+        let targets = Outputs { scores: outputs.scores, ..Outputs::new(view) };
+        let (plan, workspace) = attention.plan(&self.problem(q_len, k.shape()[2]), &self.plan)?;
+        plan.run(&attend, targets, workspace)?;
+
+        self.output.run(context, out)?;
+        let residual = self.config.use_residual.then(|| query.data());
+        let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
+        let max_threads = self.plan.max_threads.unwrap_or(usize::MAX);
+        End { level: self.level, max_threads, dim: self.output_dim(), residual, norm }.run(out);
+        self.repairs.add(repairs);
+        Ok(())
+    }
+
+    /// Keys and values of `key` and `value`, projected once for many queries, with room for `capacity` tokens (or as many
+    /// as there are). Ask them by [`ModuleInputs::cached`]; attention over them has the bits of attention over the tensors.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::append_kv`], or memory cannot be had.
+    pub fn project_kv(
+        &self,
+        key: Tensor<'_>,
+        value: Tensor<'_>,
+        capacity: usize,
+        workspace: &mut ModuleWorkspace,
+    ) -> Result<KvCache<f32>, AttentionError> {
+        let [batch, tokens, _] = key.shape();
+        let mut cache = KvCache::new(batch, &self.problem(1, capacity.max(tokens)))?;
+        self.append_kv(key, value, &mut cache, workspace)?;
+        Ok(cache)
+    }
+
+    /// Projects more tokens, and adds them to the end of every sequence of a cache. Does not allocate once `workspace` has
+    /// served a call as large.
+    ///
+    /// # Errors
+    /// Inputs that the policies refuse, tensors that do not fit the module, each other or the cache, or there is no room in
+    /// it. Nothing is added then.
+    pub fn append_kv(
+        &self,
+        key: Tensor<'_>,
+        value: Tensor<'_>,
+        cache: &mut KvCache<f32>,
+        workspace: &mut ModuleWorkspace,
+    ) -> Result<(), AttentionError> {
+        let Core { repaired: [_, for_keys @ ..], projected, .. } = &mut workspace.core;
+        let mut repairs = Repairs::default();
+        let pair = self.admit_pair([key, value], None, for_keys, &mut repairs)?;
+        let [k, v] = self.projections.run(1..3, pair, &mut projected[1..])?;
+        let kv_heads = self.config.kv_heads();
+        cache.append(k.view(kv_heads, self.config.key_dim)?, v.view(kv_heads, self.config.value_dim())?)?;
+        self.repairs.add(repairs);
+        Ok(())
+    }
+
+    fn admit<'t>(
+        &self,
+        operand: (&'static str, usize),
+        tensor: Tensor<'t>,
+        buffers: &'t mut [Buffer; 2],
+        repairs: &mut Repairs,
+    ) -> Result<Tensor<'t>, AttentionError> {
+        self.policies.admit(self.level, operand, tensor, buffers, repairs)
+    }
+
+    /// Key and value; `query` is what the key was admitted as already, if it is the query.
+    fn admit_pair<'t>(
+        &self,
+        [key, value]: [Tensor<'t>; 2],
+        query: Option<Tensor<'t>>,
+        [for_key, for_value]: &'t mut [[Buffer; 2]; 2],
+        repairs: &mut Repairs,
+    ) -> Result<[Tensor<'t>; 2], AttentionError> {
+        let InputDims { key: key_dim, value: value_dim, .. } = self.dims;
+        check("value", "batch", key.shape()[0], value.shape()[0])?;
+        check("value", "kv_len", key.shape()[1], value.shape()[1])?;
+        let admitted = match query {
+            Some(query) => query,
+            None => self.admit(("key", key_dim), key, for_key, repairs)?,
+        };
+        let same = key_dim == value_dim && value.is(&key);
+        let value =
+            if same { admitted } else { self.admit(("value", value_dim), value, for_value, repairs)? };
+        Ok([admitted, value])
+    }
+
+    /// The call's mask and the configuration's.
+    fn mask<'a>(&self, mask: Mask<'a>) -> Result<Mask<'a>, AttentionError> {
+        let AttentionConfig { causal, window_left, window_right, .. } = self.config;
+        if causal && mask.prefix.is_some() {
+            return Err(AttentionError::Conflict {
+                operand: "mask.prefix_lm",
+                other: "causal",
+                reason: "the configuration lets no query see a key after it, and a prefix would",
+            });
+        }
+        let mask = mask.window(window_left, window_right);
+        Ok(Mask { causal: mask.causal || causal, ..mask })
+    }
+
+    fn problem(&self, max_q_len: usize, max_kv_len: usize) -> Problem {
+        Problem {
+            q_heads: self.config.num_heads,
+            kv_heads: self.config.kv_heads(),
+            head_dim: self.config.key_dim,
+            v_dim: self.config.value_dim(),
+            max_q_len,
+            max_kv_len,
+        }
+    }
+
+    fn room_for_output(&self, inputs: &ModuleInputs<'_>) -> Result<Vec<f32>, AttentionError> {
+        let [batch, q_len, _] = inputs.query.shape();
+        zeros("out", &[batch, q_len, self.output_dim()])
+    }
+}
+
+/// That many zeros.
+pub(crate) fn zeros(what: &'static str, shape: &[usize]) -> Result<Vec<f32>, AttentionError> {
+    let size = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    let size = size.ok_or(AttentionError::SizeOverflow { operand: what })?;
+    let mut numbers = Vec::new();
+    let error = |_| AttentionError::OutOfMemory { what, bytes: size.saturating_mul(size_of::<f32>()) };
+    numbers.try_reserve_exact(size).map_err(error)?;
+    numbers.resize(size, 0.0);
+    Ok(numbers)
+}

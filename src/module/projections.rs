@@ -1,0 +1,104 @@
+//! Queries, keys and values out of a module's inputs: three layers, or one where sizes allow.
+
+use super::linear::{Linear, LinearOptions};
+use super::tensor::Tensor;
+use super::weights::ModuleWeights;
+use super::workspace::{Buffer, reserve};
+use crate::error::AttentionError;
+use crate::view::View;
+use std::ops::Range;
+
+/// The three layers.
+#[derive(Debug)]
+pub(crate) enum Projections {
+    /// Stacked, as their inputs have the same size: those that share their input run as one.
+    Stacked { layer: Linear, columns: [Range<usize>; 3] },
+    /// Each by itself.
+    Separate(Box<[Linear; 3]>),
+}
+
+/// Projected tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Projected<'a> {
+    /// From the first token's first number on.
+    data: &'a [f32],
+    /// Elements between tokens.
+    stride: usize,
+    batch: usize,
+    tokens: usize,
+}
+
+impl<'a> Projected<'a> {
+    /// `[batch, heads, tokens, dim]`.
+    pub(crate) fn view(&self, heads: usize, dim: usize) -> Result<View<'a, f32>, AttentionError> {
+        let Self { data, stride, batch, tokens } = *self;
+        View::with_strides(data, [batch, heads, tokens, dim], [tokens * stride, dim, stride, 1])
+    }
+}
+
+impl Projections {
+    pub(crate) fn new(weights: &ModuleWeights, options: &LinearOptions) -> Result<Self, AttentionError> {
+        let parts = [&weights.query, &weights.key, &weights.value];
+        let inputs = weights.query.inputs;
+        if parts.iter().all(|part| part.inputs == inputs) {
+            let (layer, columns) = Linear::stacked(parts.map(|part| part.dense()), inputs, options)?;
+            return Ok(Projections::Stacked { layer, columns });
+        }
+        let [query, key, value] =
+            parts.map(|part| Linear::stacked([part.dense()], part.inputs, options).map(|(layer, _)| layer));
+        Ok(Projections::Separate(Box::new([query?, key?, value?])))
+    }
+
+    /// Projects those of query, key and value whose numbers are in `wanted`; `inputs` and `buffers` are theirs. Neighbours
+    /// that are the same tensor go through the stacked layer together.
+    pub(crate) fn run<'b, const N: usize>(
+        &self,
+        wanted: Range<usize>,
+        inputs: [Tensor<'_>; N],
+        buffers: &'b mut [Buffer],
+    ) -> Result<[Projected<'b>; N], AttentionError> {
+        debug_assert!(wanted.len() == N && buffers.len() == N);
+        let mut projected = inputs.map(|input| {
+            let [batch, tokens, _] = input.shape();
+            Projected { data: &[], stride: 0, batch, tokens }
+        });
+        let mut first = 0;
+        let mut buffers = buffers.iter_mut();
+        while first < N {
+            let stacked = matches!(self, Projections::Stacked { .. });
+            let alike =
+                inputs[first..].iter().take_while(|input| stacked && input.is(&inputs[first])).count();
+            let end = first + alike.max(1);
+            let (layer, columns) = match self {
+                Projections::Stacked { layer, columns } => {
+                    (layer, columns[wanted.start + first].start..columns[wanted.start + end - 1].end)
+                }
+                Projections::Separate(layers) => {
+                    let layer = &layers[wanted.start + first];
+                    (layer, 0..layer.outputs())
+                }
+            };
+            let [batch, tokens, _] = inputs[first].shape();
+            let stride = columns.len();
+            let size = batch.checked_mul(tokens).and_then(|rows| rows.checked_mul(stride));
+            let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
+            let mut of_group = buffers.by_ref().take(end - first);
+            let out = reserve(of_group.next().expect("a buffer for each"), size)?;
+            of_group.for_each(drop);
+            layer.run_columns(inputs[first].data(), columns.clone(), out);
+            let out = &*out;
+            for index in first..end {
+                let start = match self {
+                    Projections::Stacked { columns: all, .. } => {
+                        all[wanted.start + index].start - columns.start
+                    }
+                    Projections::Separate(_) => 0,
+                };
+                projected[index].data = out.get(start..).unwrap_or(&[]);
+                projected[index].stride = stride;
+            }
+            first = end;
+        }
+        Ok(projected)
+    }
+}

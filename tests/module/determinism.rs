@@ -1,0 +1,155 @@
+//! A token's output has the same bits in any company, on any number of threads, at every level that fuses multiply-add, from
+//! any workspace, and over a cache as over tensors.
+
+use crate::{assert_bits, lively_weights, module_at, numbers, tensor};
+use lucid_attention::module::*;
+use lucid_attention::{DType, Level, Mask, QueryStart, ScoreStage, Scores, ViewMut};
+
+/// Large enough that projections, attention and norm are spread over threads.
+const DIM: usize = 256;
+const TOKENS: usize = 150;
+
+fn config() -> AttentionConfig {
+    AttentionConfig {
+        num_heads: 8,
+        key_dim: 32,
+        kv_heads: Some(4),
+        activation: Some(Activation::Gelu),
+        weights_dtype: DType::Bf16,
+        ..AttentionConfig::default()
+    }
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn threads_and_batches() {
+    let weights = lively_weights(&config(), InputDims::all(DIM), 1);
+    let module = MultiHeadAttention::new(config(), &weights).expect("valid parts");
+    let tokens = numbers(3 * TOKENS * DIM, 2);
+    let whole = tensor(&tokens, &[3, TOKENS, DIM]);
+    let inputs = ModuleInputs::self_attention(whole).mask(Mask::causal());
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| module.forward(&inputs)).expect("a valid call")
+    };
+    let one = on(1);
+    for threads in [2, 3, 8] {
+        assert_bits(&on(threads), &one, &format!("{threads} threads"));
+    }
+    let mut workspace = ModuleWorkspace::new();
+    for (sequence, tokens) in tokens.chunks_exact(TOKENS * DIM).enumerate() {
+        let expected = &one[sequence * TOKENS * DIM..][..TOKENS * DIM];
+        let mut got = vec![0.0; TOKENS * DIM];
+        let alone = ModuleInputs::self_attention(tensor(tokens, &[TOKENS, DIM])).mask(Mask::causal());
+        module.forward_into(&alone, ModuleOutputs::new(&mut got), &mut workspace).expect("a valid call");
+        assert_bits(&got, expected, &format!("sequence {sequence} alone"));
+        let last = tensor(&tokens[(TOKENS - 1) * DIM..], &[DIM]);
+        let keys = tensor(tokens, &[TOKENS, DIM]);
+        let row = module.forward(&ModuleInputs::new(last, keys, keys)).expect("a valid call");
+        assert_bits(&row, &expected[(TOKENS - 1) * DIM..], &format!("the last row of sequence {sequence}"));
+    }
+}
+
+#[test]
+fn levels() {
+    let weights = lively_weights(&config(), InputDims { query: 40, key: 24, value: 31 }, 3);
+    let [q, k, v] = [(7, 40), (13, 24), (13, 31)].map(|(rows, dim)| (numbers(rows * dim, 4), [rows, dim]));
+    let inputs = ModuleInputs::new(tensor(&q.0, &q.1), tensor(&k.0, &k.1), tensor(&v.0, &v.1));
+    let mut outputs = Level::available()
+        .filter(|level| level.is_fused())
+        .map(|level| (level, module_at(&config(), &weights, level).forward(&inputs).expect("a valid call")));
+    let Some((first, expected)) = outputs.next() else { return };
+    for (level, got) in outputs {
+        assert_bits(&got, &expected, &format!("{level} and {first}"));
+    }
+}
+
+/// One tensor three times, or three tensors of the same numbers: one product or three.
+#[test]
+fn fused_products() {
+    let config =
+        AttentionConfig { num_heads: 3, key_dim: 5, value_dim: Some(7), ..AttentionConfig::default() };
+    let weights = lively_weights(&config, InputDims::all(29), 5);
+    let module = MultiHeadAttention::new(config, &weights).expect("valid parts");
+    let tokens = [(); 3].map(|()| numbers(2 * 6 * 29, 6));
+    let [a, b, c] = [0, 1, 2].map(|i| tensor(&tokens[i], &[2, 6, 29]));
+    let expected = module.forward(&ModuleInputs::new(a, b, c)).expect("a valid call");
+    for (inputs, what) in [
+        (ModuleInputs::self_attention(a), "self-attention"),
+        (ModuleInputs::new(a, b, b), "keys that are the values"),
+        (ModuleInputs::new(a, a, b), "keys that are the queries"),
+    ] {
+        assert_bits(&module.forward(&inputs).expect("a valid call"), &expected, what);
+    }
+}
+
+#[test]
+fn caches_and_workspaces() {
+    let config = AttentionConfig { causal: true, ..config() };
+    let weights = lively_weights(&config, InputDims::all(64), 7);
+    let module = MultiHeadAttention::new(config, &weights).expect("valid parts");
+    let tokens = numbers(90 * 64, 8);
+    let expected =
+        module.forward(&ModuleInputs::self_attention(tensor(&tokens, &[90, 64]))).expect("a valid call");
+
+    let mut workspace = ModuleWorkspace::new();
+    let start = tensor(&tokens[..10 * 64], &[10, 64]);
+    let mut cache = module.project_kv(start, start, 90, &mut workspace).expect("room");
+    for at in 10..90 {
+        let token = tensor(&tokens[at * 64..][..64], &[64]);
+        module.append_kv(token, token, &mut cache, &mut workspace).expect("room");
+        let inputs = ModuleInputs::cached(token, &cache).q_start(QueryStart::BottomRight);
+        let mut got = vec![0.0; 64];
+        module.forward_into(&inputs, ModuleOutputs::new(&mut got), &mut workspace).expect("a valid call");
+        assert_bits(&got, &expected[at * 64..][..64], &format!("token {at} over a cache"));
+    }
+    let error =
+        module.append_kv(tensor(&tokens, &[90, 64]), tensor(&tokens, &[90, 64]), &mut cache, &mut workspace);
+    assert!(error.is_err() && cache.len() == 90, "a full cache is as it was");
+
+    // Scores of one head and row are those of all, and change nothing.
+    let inputs = ModuleInputs::self_attention(tensor(&tokens, &[90, 64]));
+    let (_, all) = module.forward_with_scores(&inputs).expect("a valid call");
+    let (mut out, mut some) = (vec![0.0; 90 * 64], vec![0.0; 90]);
+    let scores = ViewMut::new(&mut some, [1, 1, 1, 90]).expect("sized to its shape");
+    let scores = Scores::new(ScoreStage::Softmax, scores).heads(&[5]).rows(&[33]);
+    module
+        .forward_into(&inputs, ModuleOutputs::new(&mut out).scores(scores), &mut workspace)
+        .expect("a valid call");
+    assert_bits(&out, &expected, "with scores");
+    assert_bits(&some, &all[(5 * 90 + 33) * 90..][..90], "the scores");
+
+    // A workspace that served another module serves as an empty one does.
+    let other = AttentionConfig { num_heads: 2, key_dim: 70, ..AttentionConfig::default() };
+    let other_weights = lively_weights(&other, InputDims::all(11), 9);
+    let other = MultiHeadAttention::new(other, &other_weights).expect("valid parts");
+    let tokens = numbers(5 * 11, 10);
+    let inputs = ModuleInputs::self_attention(tensor(&tokens, &[5, 11]));
+    let mut got = vec![0.0; 5 * 11];
+    other.forward_into(&inputs, ModuleOutputs::new(&mut got), &mut workspace).expect("a valid call");
+    assert_bits(&got, &other.forward(&inputs).expect("a valid call"), "a used workspace");
+    assert!(workspace.bytes() > 0);
+}
+
+#[test]
+fn one_module_serves_several_threads() {
+    let weights = lively_weights(&config(), InputDims::all(64), 11);
+    let module = MultiHeadAttention::new(config(), &weights).expect("valid parts");
+    let tokens = numbers(20 * 64, 12);
+    let inputs = ModuleInputs::self_attention(tensor(&tokens, &[20, 64]));
+    let expected = module.forward(&inputs).expect("a valid call");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut workspace = ModuleWorkspace::new();
+                for _ in 0..20 {
+                    let mut got = vec![0.0; 20 * 64];
+                    module
+                        .forward_into(&inputs, ModuleOutputs::new(&mut got), &mut workspace)
+                        .expect("a valid call");
+                    assert_bits(&got, &expected, "side by side");
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,60 @@
+//! The multi-head attention module: against the libraries it stands in for, against its definition in `f64`, and what it
+//! promises of bits, inputs, weights and errors.
+
+mod determinism;
+mod errors;
+mod libraries;
+mod policies;
+mod reference;
+mod sequence;
+mod weights;
+
+use lucid_attention::Level;
+use lucid_attention::module::*;
+
+/// Numbers in [-1, 1), the same for the same seed.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Glorot weights with biases and a layer norm that do something.
+fn lively_weights(config: &AttentionConfig, dims: InputDims, seed: u64) -> ModuleWeights {
+    let mut weights = ModuleWeights::glorot(config, dims, seed).expect("a valid configuration");
+    let ModuleWeights { query, key, value, output, layer_norm } = &mut weights;
+    for (index, dense) in [query, key, value, output].into_iter().enumerate() {
+        if let Some(bias) = &mut dense.bias {
+            *bias = numbers(bias.len(), seed + index as u64);
+        }
+    }
+    if let Some(norm) = layer_norm {
+        norm.gamma = numbers(norm.gamma.len(), seed + 5).iter().map(|x| 1.0 + 0.5 * x).collect();
+        norm.beta = numbers(norm.beta.len(), seed + 6);
+    }
+    weights
+}
+
+/// A module at a level.
+fn module_at(config: &AttentionConfig, weights: &ModuleWeights, level: Level) -> MultiHeadAttention {
+    let plan = lucid_attention::PlanOptions { level: Some(level), ..Default::default() };
+    let options = ModuleOptions { plan, ..ModuleOptions::default() };
+    MultiHeadAttention::with_options(config.clone(), weights, options).expect("valid parts")
+}
+
+/// A tensor of these axes.
+fn tensor<'a>(data: &'a [f32], shape: &[usize]) -> Tensor<'a> {
+    Tensor::new(data, shape).expect("sized to its shape")
+}
+
+/// Asserts equal bits.
+#[track_caller]
+fn assert_bits(got: &[f32], expected: &[f32], what: &str) {
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(got), bits(expected), "{what}");
+}
