@@ -289,7 +289,7 @@ impl<'a> Mask<'a> {
 
     /// Whether the intervals of two sequences of the same lengths can differ.
     pub(crate) fn is_per_sequence(&self) -> bool {
-        self.prefix.is_some_and(|prefix| prefix.len() > 1) || self.intervals.is_some()
+        self.prefix.is_some_and(|prefix| prefix.len() > 1)
     }
 
     /// The smallest run of keys that holds all that row may attend among `0..kv_len`.

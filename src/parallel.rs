@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Workers are `rayon::join` branches on the pool of the caller. Each takes its own range's tasks in order, then those
-//! that are left in the others'. Nothing is spawned, allocated or locked, and results do not depend on who took which
+//! that are left in the others'. Nothing is spawned or allocated, nobody waits for a lock, and results do not depend on who took which
 //! task. Each worker owns a part of the caller's scratch. Without the `rayon` feature there is one worker.
 
 use crate::error::AttentionError;
@@ -102,13 +102,11 @@ fn deal_parts<P: Send>(mut parts: impl Iterator<Item = P>, workers: usize, work:
         count += usize::from(part.is_some());
         Mutex::new(part)
     });
-    debug_assert!(parts.next().is_none(), "there is a place for every part");
+    assert!(parts.next().is_none(), "there is a place for every part");
     for_each_task(count, &mut [(); MAX_PARTS][..workers], &|task, ()| {
         // Each number is handed out once, so the place is never locked.
-        let part = places[task].try_lock().ok().and_then(|mut place| place.take());
-        if let Some(part) = part {
-            work(part);
-        }
+        let part = places[task].try_lock().expect("nobody else asks for it").take();
+        work(part.expect("handed out once"));
     });
 }
 

@@ -54,18 +54,31 @@ pub(crate) struct Tensors<T> {
     pub(crate) v: Vec<T>,
 }
 
-impl<T: Element> Tensors<T> {
-    /// Uniform values in ±1.7 (variance 1), the same for every storage type but for rounding.
-    pub(crate) fn new(case: &Case) -> Self {
-        let mut state = 0x9e37_79b9_7f4a_7c15u64;
-        let mut fill = |shape: [usize; 4]| {
-            let mut next = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                T::from_f32(((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 1.732)
-            };
-            (0..shape.iter().product()).map(|_| next()).collect()
+/// Uniform values in ±1.7 (variance 1), the same for every storage type but for rounding.
+pub(crate) struct Uniform(u64);
+
+impl Uniform {
+    pub(crate) fn new() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The next values.
+    pub(crate) fn values<T: Element>(&mut self, count: usize) -> Vec<T> {
+        let mut next = || {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            T::from_f32(((self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0) * 1.732)
         };
-        Self { q: fill(case.q_shape()), k: fill(case.kv_shape()), v: fill(case.kv_shape()) }
+        (0..count).map(|_| next()).collect()
+    }
+}
+
+impl<T: Element> Tensors<T> {
+    /// [`Uniform`] values.
+    pub(crate) fn new(case: &Case) -> Self {
+        let mut uniform = Uniform::new();
+        let [q, k, v] = [case.q_shape(), case.kv_shape(), case.kv_shape()]
+            .map(|shape| uniform.values(shape.iter().product()));
+        Self { q, k, v }
     }
 
     /// The same with keys and values on huge pages.

@@ -18,8 +18,9 @@ mod common;
 
 mod cases;
 mod peaks;
+mod projections;
 
-use cases::{Limit, Setup, setups};
+use cases::{Limit, Setup};
 use common::Case;
 use half::{bf16, f16};
 use lucid_attention::{
@@ -81,16 +82,18 @@ fn main() -> ExitCode {
             "case", "threads", "median us", "G/s", "limit", "share"
         );
     }
-    for setup in setups(options.floor) {
-        let id = setup.id();
+    let attention = cases::setups(options.floor).into_iter().map(boxed);
+    for timed in attention.chain(projections::all(options.floor).into_iter().map(boxed)) {
+        let id = timed.id();
         if !options.parts.is_empty() && !options.parts.iter().any(|part| id.contains(part)) {
             continue;
         }
         for &threads in &options.threads {
-            let Some(mut line) = measure(&setup, threads, options.rounds, &memory) else { continue };
-            if let Some(floor) = setup.floor.filter(|_| options.floor) {
+            let watch = Watch { threads, rounds: options.rounds, memory: &memory };
+            let Some(mut line) = watch.measure(&*timed) else { continue };
+            if let Some(floor) = timed.floor().filter(|_| options.floor) {
                 if line.share < floor {
-                    line = measure(&setup, threads, options.rounds, &memory).unwrap_or(line);
+                    line = watch.measure(&*timed).unwrap_or(line);
                 }
                 if line.share < floor {
                     broken = true;
@@ -105,6 +108,61 @@ fn main() -> ExitCode {
         }
     }
     if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// A line of the table.
+trait Timed: Sync {
+    fn id(&self) -> String;
+    /// The share of the limit below which something broke.
+    fn floor(&self) -> Option<f64>;
+    /// Prepares a call, checks what it computes, and has it timed.
+    fn measure(&self, watch: &Watch<'_>) -> Option<Line>;
+}
+
+fn boxed(timed: impl Timed + 'static) -> Box<dyn Timed> {
+    Box::new(timed)
+}
+
+/// How lines are timed.
+struct Watch<'a> {
+    threads: usize,
+    rounds: usize,
+    memory: &'a Memory,
+}
+
+impl Watch<'_> {
+    /// `None` where the machine has no such limit.
+    fn measure(&self, timed: &dyn Timed) -> Option<Line> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build().expect("a pool");
+        pool.install(|| timed.measure(self))
+    }
+
+    /// Times `call`, of so much `work` (operations, or bytes), beside its limit.
+    fn rounds(&self, limit: Limit, work: f64, mut call: impl FnMut()) -> Option<Line> {
+        let before = Instant::now();
+        call();
+        let once = before.elapsed().as_secs_f64();
+        // A round of some 20 ms, which is several of the scheduler's slices.
+        let calls = (0.02 / once.max(1e-7)).ceil().clamp(1.0, 1e6) as usize;
+        let mut found = Vec::new();
+        for _ in 0..self.rounds {
+            let limit = match limit {
+                Limit::MultiplyAdds => peaks::multiply_adds(self.threads)?,
+                Limit::Bf16Dots => peaks::bf16_dots(self.threads)?,
+                Limit::Read => self.memory.read(self.threads),
+            };
+            let before = Instant::now();
+            (0..calls).for_each(|_| call());
+            let seconds = before.elapsed().as_secs_f64() / calls as f64;
+            found.push([seconds, work / seconds, limit, work / seconds / limit]);
+        }
+        let [seconds, rate, limit, share] = std::array::from_fn(|column| {
+            let mut values: Vec<f64> = found.iter().map(|line| line[column]).collect();
+            values.sort_unstable_by(f64::total_cmp);
+            values[values.len() / 2]
+        });
+        Some(Line { seconds, rate, limit, share })
+    }
 }
 
 /// What was measured of one case.
@@ -134,17 +192,23 @@ impl Line {
     }
 }
 
-/// `None` where the machine has no such limit.
-fn measure(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Option<Line> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-    pool.install(|| match setup.dtype {
-        DType::F16 => measure_as::<f16>(setup, threads, rounds, memory),
-        DType::Bf16 => measure_as::<bf16>(setup, threads, rounds, memory),
-        _ => measure_as::<f32>(setup, threads, rounds, memory),
-    })
+impl Timed for Setup {
+    fn id(&self) -> String {
+        Setup::id(self)
+    }
+    fn floor(&self) -> Option<f64> {
+        self.floor
+    }
+    fn measure(&self, watch: &Watch<'_>) -> Option<Line> {
+        match self.dtype {
+            DType::F16 => measure_as::<f16>(self, watch),
+            DType::Bf16 => measure_as::<bf16>(self, watch),
+            _ => measure_as::<f32>(self, watch),
+        }
+    }
 }
 
-fn measure_as<T: Element>(setup: &Setup, threads: usize, rounds: usize, memory: &Memory) -> Option<Line> {
+fn measure_as<T: Element>(setup: &Setup, watch: &Watch<'_>) -> Option<Line> {
     let case = &setup.case;
     let tensors = common::Tensors::<T>::on_huge_pages(case);
     let rows = View::new(&tensors.k, case.kv_shape()).expect("k fits its shape");
@@ -164,31 +228,9 @@ fn measure_as<T: Element>(setup: &Setup, threads: usize, rounds: usize, memory: 
         let out = ViewMut::new(out, case.q_shape()).expect("out fits its shape");
         plan.run(std::hint::black_box(&inputs), Outputs::new(out), &mut workspace).expect("a checked call");
     };
-    let before = Instant::now();
     call(&mut out);
-    let once = before.elapsed().as_secs_f64();
     check(case, &inputs, &out, setup.bf16_dot);
-
-    // A round of some 20 ms, which is several of the scheduler's slices.
-    let calls = (0.02 / once.max(1e-7)).ceil().clamp(1.0, 1e6) as usize;
-    let mut found = Vec::new();
-    for _ in 0..rounds {
-        let limit = match setup.limit {
-            Limit::MultiplyAdds => peaks::multiply_adds(threads)?,
-            Limit::Bf16Dots => peaks::bf16_dots(threads)?,
-            Limit::Read => memory.read(threads),
-        };
-        let before = Instant::now();
-        (0..calls).for_each(|_| call(&mut out));
-        let seconds = before.elapsed().as_secs_f64() / calls as f64;
-        found.push([seconds, setup.work() / seconds, limit, setup.work() / seconds / limit]);
-    }
-    let [seconds, rate, limit, share] = std::array::from_fn(|column| {
-        let mut values: Vec<f64> = found.iter().map(|line| line[column]).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        values[values.len() / 2]
-    });
-    Some(Line { seconds, rate, limit, share })
+    watch.rounds(setup.limit, setup.work(), || call(&mut out))
 }
 
 /// Wrong results are not worth timing. Large cases are left to the tests: the reference takes minutes.

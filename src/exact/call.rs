@@ -95,14 +95,19 @@ impl<T: Element> Call<'_, T> {
         let (mut pairs, mut keys) = (0.0, 0.0);
         for sequence in (0..counted).map(|index| self.sequences.get(index)) {
             let Some(last) = sequence.q_len.checked_sub(1) else { continue };
-            // Three rows stand for all: intervals mostly grow or move evenly, but may be short at both ends.
-            let [first, middle, last] = [0, last / 2, last].map(|query| {
+            // Three rows stand for all: intervals mostly grow or move evenly, but may be short at both ends. Lists say
+            // anything, so they are taken to leave all keys.
+            let mask = Mask { intervals: None, ..self.mask };
+            let rows = [0, last / 2, last].map(|query| {
                 let q_pos = sequence.q_start.saturating_add(query as i64);
                 let row = MaskRow { sequence: sequence.index, q_head: 0, query, q_pos };
-                self.mask.interval(row, sequence.kv_len)
+                mask.interval(row, sequence.kv_len)
             });
-            pairs += sequence.q_len as f64 * (first.len() + 2 * middle.len() + last.len()) as f64 / 4.0;
-            keys += last.end.max(first.end).saturating_sub(first.start.min(last.start)) as f64;
+            let [first, middle, last] = rows.each_ref().map(|keys| keys.len() as f64);
+            pairs += sequence.q_len as f64 * (first + 2.0 * middle + last) / 4.0;
+            let some = || rows.iter().filter(|keys| !keys.is_empty());
+            let [start, end] = [some().map(|keys| keys.start).min(), some().map(|keys| keys.end).max()];
+            keys += (end.unwrap_or(0) - start.unwrap_or(0)) as f64;
         }
         let times = times as f64;
         self.problem.work(times * pairs, times * keys, T::DTYPE.bytes())

@@ -59,7 +59,8 @@ pub struct AttentionConfig {
     pub scale: Option<f32>,
     /// Caps the scores smoothly, see [`Inputs::softcap`](crate::Inputs::softcap).
     pub softcap: Option<f32>,
-    /// What the layer norm adds to a variance: 1e-6, as in the specification; BERT has 1e-12, PyTorch 1e-5.
+    /// What the layer norm adds to a variance: 1e-6, as in the specification; BERT has 1e-12, PyTorch 1e-5. With 0, outputs
+    /// that are all alike (a single one always is) become NaN.
     pub layer_norm_epsilon: f32,
     /// What the projections' weights are stored as; sums are `f32` in any case.
     pub weights_dtype: DType,
@@ -111,10 +112,15 @@ impl AttentionConfig {
             let got = format!("{} with num_heads = {}", self.kv_heads(), self.num_heads);
             return value("kv_heads", "a divisor of num_heads", got);
         }
-        for (operand, dim) in [("key_dim", self.key_dim), ("value_dim", self.value_dim())] {
-            if self.num_heads.checked_mul(dim).is_none() {
-                return Err(AttentionError::SizeOverflow { operand });
-            }
+        let products = [
+            ("key_dim", self.num_heads.checked_mul(self.key_dim)),
+            ("value_dim", self.num_heads.checked_mul(self.value_dim())),
+            ("output_dim", self.output_dim.or(Some(0))),
+        ];
+        if let Some((operand, _)) =
+            products.into_iter().find(|(_, size)| size.is_none_or(|size| size > isize::MAX as usize))
+        {
+            return Err(AttentionError::SizeOverflow { operand });
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return value("dropout", "a rate in [0, 1)", self.dropout.to_string());

@@ -207,7 +207,7 @@ impl MultiHeadAttention {
         outputs: ModuleOutputs<'_>,
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
-        self.run(inputs, outputs, &mut workspace.core)
+        self.run(inputs, outputs, &mut workspace.core, Repairs::default())
     }
 
     pub(crate) fn run(
@@ -215,6 +215,7 @@ impl MultiHeadAttention {
         inputs: &ModuleInputs<'_>,
         outputs: ModuleOutputs<'_>,
         core: &mut Core,
+        mut repairs: Repairs,
     ) -> Result<(), AttentionError> {
         let Core { repaired: [for_query, for_keys @ ..], projected, context, attention } = core;
         let [batch, q_len, _] = inputs.query.shape();
@@ -224,14 +225,12 @@ impl MultiHeadAttention {
 
         let AttentionConfig { num_heads, key_dim, .. } = self.config;
         let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
-        let mut repairs = Repairs::default();
         let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
         let (q, k, v): (_, Keys<'_, f32>, _) = match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check("key", "batch", batch, key.shape()[0])?;
-                let as_query = self.dims.query == self.dims.key && key.is(&inputs.query);
-                let shared = as_query.then_some(query);
-                let [key, value] = self.admit_pair([key, value], shared, for_keys, &mut repairs)?;
+                let admitted = Some((inputs.query, query));
+                let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
                 let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
                 (q, k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?)
             }
@@ -322,25 +321,31 @@ impl MultiHeadAttention {
         self.policies.admit(self.level, operand, tensor, buffers, repairs)
     }
 
-    /// Key and value; `query` is what the key was admitted as already, if it is the query.
+    /// Key and value. `query` is the query as it was given and as it was admitted: a tensor that is several of the three
+    /// is repaired once.
     fn admit_pair<'t>(
         &self,
         [key, value]: [Tensor<'t>; 2],
-        query: Option<Tensor<'t>>,
+        query: Option<(Tensor<'t>, Tensor<'t>)>,
         [for_key, for_value]: &'t mut [[Buffer; 2]; 2],
         repairs: &mut Repairs,
     ) -> Result<[Tensor<'t>; 2], AttentionError> {
-        let InputDims { key: key_dim, value: value_dim, .. } = self.dims;
+        let InputDims { query: query_dim, key: key_dim, value: value_dim } = self.dims;
         check("value", "batch", key.shape()[0], value.shape()[0])?;
         check("value", "kv_len", key.shape()[1], value.shape()[1])?;
-        let admitted = match query {
+        let as_query = |tensor: &Tensor<'t>, dim: usize| {
+            query.and_then(|(given, admitted)| (dim == query_dim && tensor.is(&given)).then_some(admitted))
+        };
+        let admitted_key = match as_query(&key, key_dim) {
             Some(query) => query,
             None => self.admit(("key", key_dim), key, for_key, repairs)?,
         };
-        let same = key_dim == value_dim && value.is(&key);
-        let value =
-            if same { admitted } else { self.admit(("value", value_dim), value, for_value, repairs)? };
-        Ok([admitted, value])
+        let as_key = (key_dim == value_dim && value.is(&key)).then_some(admitted_key);
+        let admitted_value = match as_key.or_else(|| as_query(&value, value_dim)) {
+            Some(admitted) => admitted,
+            None => self.admit(("value", value_dim), value, for_value, repairs)?,
+        };
+        Ok([admitted_key, admitted_value])
     }
 
     /// The call's mask and the configuration's.

@@ -6,6 +6,7 @@
 //! OOPSLA 2014; the constants are those of Vigna's `splitmix64.c`.)
 
 use super::config::AttentionConfig;
+use super::forward::zeros;
 use super::weights::{Columns, DenseWeights, InputDims, ModuleWeights, NormWeights};
 use crate::error::AttentionError;
 
@@ -27,7 +28,10 @@ impl ModuleWeights {
             // Streams of one seed are streams of seeds far apart.
             let seed = mix(seed ^ mix(stream));
             let limit = (6.0 / both as f64).sqrt() as f32;
-            let weight = (0..size as u64).map(|i| (2.0 * uniform(seed, i) - 1.0) * limit).collect();
+            let mut weight = zeros(operand, &[size])?;
+            for (i, weight) in (0..).zip(&mut weight) {
+                *weight = (2.0 * uniform(seed, i) - 1.0) * limit;
+            }
             let bias = config.use_bias.then(|| vec![0.0; outputs]);
             Ok(DenseWeights { weight, bias, outputs, inputs })
         };

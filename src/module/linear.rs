@@ -14,6 +14,7 @@
 //! output's bits depend on its row, its weights and the level (those that fuse agree), not on other rows or threads.
 
 use super::activation::{Activation, with_activation};
+use super::forward::zeros;
 use super::weights::check;
 use crate::element::{DType, Element};
 use crate::error::AttentionError;
@@ -151,7 +152,7 @@ impl Linear {
             DType::F16 => Weights::F16(pack(layers, end, inputs)?),
             DType::Bf16 => Weights::Bf16(pack(layers, end, inputs)?),
         };
-        let mut bias = vec![0.0; with_panels!(&panels, panels => panels.capacity())];
+        let mut bias = zeros("bias", &[with_panels!(&panels, panels => panels.capacity())])?;
         for (layer, section) in layers.0.iter().zip(&sections) {
             if let Some(values) = layer.bias {
                 bias[section.clone()].copy_from_slice(values);
@@ -256,11 +257,20 @@ fn pack<T: Element>(
     inputs: usize,
 ) -> Result<KeyPanels<T>, AttentionError> {
     let mut panels = KeyPanels::with_capacity(1, 1, inputs, columns)?;
+    let mut weights: Vec<T> = Vec::with_capacity(PANEL * inputs);
     for (layer, section) in layers.iter().zip(sections) {
         let gap = section.start - panels.len();
         panels.append(View::new(&vec![T::default(); gap * inputs], [1, 1, gap, inputs])?)?;
-        let weight: Vec<T> = layer.weight.iter().map(|&x| T::from_f32(x)).collect();
-        panels.append(View::new(&weight, [1, 1, layer.outputs, inputs])?)?;
+        // In pieces: weights may be most of the memory there is.
+        for rows in layer.weight.chunks(PANEL * inputs) {
+            weights.clear();
+            weights.extend(rows.iter().map(|&x| T::from_f32(x)));
+            if let Some(at) = weights.iter().position(|x| !x.to_f32().is_finite()) {
+                let (expected, got) = ("finite numbers, as they are stored", format!("{}", rows[at]));
+                return Err(AttentionError::Value { operand: "weight", expected, got });
+            }
+            panels.append(View::new(&weights, [1, 1, rows.len() / inputs, inputs])?)?;
+        }
     }
     Ok(panels)
 }

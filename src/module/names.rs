@@ -19,6 +19,7 @@ use std::borrow::Cow;
 /// `q`, `k` and `v` are the columns of all heads. A prefix comes before each name as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum Naming {
     /// Keras's `MultiHeadAttention` (or `GroupQueryAttention`) and `LayerNormalization`, by the paths of their variables.
     Keras,
@@ -137,7 +138,7 @@ struct Reader<'a, S: ?Sized> {
 }
 
 /// An axis whose size the tensor decides.
-const ANY: usize = usize::MAX;
+const ANY: usize = usize::MAX; // a valid configuration has no such size
 
 impl<S: Source + ?Sized> Reader<'_, S> {
     fn keras(&self) -> Result<ModuleWeights, AttentionError> {

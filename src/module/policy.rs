@@ -10,9 +10,12 @@ use crate::kernel::load_padded;
 use crate::scratch::AlignedBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What becomes of an input with NaN or an infinite number in it.
+/// What becomes of an input with NaN or an infinite number in it: in all of it, tokens that a mask removes or that pad a
+/// batch included, so that neighbours in a batch share its fate. [`NotFinite::ZeroToken`] and [`NotFinite::Propagate`] leave
+/// them alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum NotFinite {
     /// The call is refused; the error says where the first one is.
     #[default]
@@ -27,6 +30,7 @@ pub enum NotFinite {
 
 /// What becomes of an input whose vectors have another size than the weights ask for.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub enum WrongDim {
     /// The call is refused.
     #[default]

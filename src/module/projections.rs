@@ -32,7 +32,9 @@ impl<'a> Projected<'a> {
     /// `[batch, heads, tokens, dim]`.
     pub(crate) fn view(&self, heads: usize, dim: usize) -> Result<View<'a, f32>, AttentionError> {
         let Self { data, stride, batch, tokens } = *self;
-        View::with_strides(data, [batch, heads, tokens, dim], [tokens * stride, dim, stride, 1])
+        let per_batch = tokens.checked_mul(stride);
+        let per_batch = per_batch.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
+        View::with_strides(data, [batch, heads, tokens, dim], [per_batch, dim, stride, 1])
     }
 }
 

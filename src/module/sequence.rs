@@ -2,12 +2,12 @@
 
 use super::call::{ModuleInputs, ModuleOutputs};
 use super::forward::{MultiHeadAttention, zeros};
-use super::policy::WrongDim;
+use super::policy::{Repairs, WrongDim};
 use super::tensor::Tensor;
 use super::weights::check;
 use super::workspace::{Buffer, ModuleWorkspace, reserve};
 use crate::error::AttentionError;
-use crate::inputs::{ScoreStage, Scores};
+use crate::inputs::{QueryStart, ScoreStage, Scores};
 use crate::view::ViewMut;
 
 impl MultiHeadAttention {
@@ -77,10 +77,13 @@ impl MultiHeadAttention {
         let ModuleWorkspace { core, lists: [for_keys, for_values] } = workspace;
         check("value", "kv_len", keys.len(), values.len())?;
         let dims = self.input_dims();
-        let key = self.gather(("key", dims.key), keys, for_keys)?;
-        let value = self.gather(("value", dims.value), values, for_values)?;
+        let mut repairs = Repairs::default();
+        let key = self.gather(("key", dims.key), keys, for_keys, &mut repairs)?;
+        let value = self.gather(("value", dims.value), values, for_values, &mut repairs)?;
         let query = Tensor::new(query, &[query.len()])?;
-        self.run(&ModuleInputs::new(query, key, value), outputs, core)
+        // The query comes after the sequence, wherever masks by position are configured.
+        let inputs = ModuleInputs::new(query, key, value).q_start(QueryStart::BottomRight);
+        self.run(&inputs, outputs, core, repairs)
     }
 
     /// Vectors one after another. Where they may differ in size, the shorter are filled up with zeros to the longest, which
@@ -90,6 +93,7 @@ impl MultiHeadAttention {
         (operand, expected): (&'static str, usize),
         list: &[T],
         buffer: &'b mut Buffer,
+        repairs: &mut Repairs,
     ) -> Result<Tensor<'b>, AttentionError> {
         let sizes = || list.iter().map(|vector| vector.as_ref().len());
         let dim = sizes().max().unwrap_or(expected);
@@ -99,6 +103,10 @@ impl MultiHeadAttention {
             && let Some(got) = sizes().find(|&got| got != expected)
         {
             return Err(AttentionError::Shape { operand, axis: "dim", expected, got });
+        }
+        // If the longest is short too, the policy will count it.
+        if dim >= expected && sizes().any(|got| got < expected) {
+            repairs.padded_tensors += 1;
         }
         let size = list.len().checked_mul(dim).ok_or(AttentionError::SizeOverflow { operand })?;
         let gathered = reserve(buffer, size)?;

@@ -141,6 +141,14 @@ impl ModuleWeights {
         self.key.check(["key weight", "key bias"], columns.key, key, bias)?;
         self.value.check(["value weight", "value bias"], columns.value, value, bias)?;
         self.output.check(["output weight", "output bias"], columns.output, columns.context, bias)?;
+        if config.use_layer_norm != self.layer_norm.is_some() {
+            let (expected, got) = if config.use_layer_norm {
+                ("a scale and a shift, with use_layer_norm", "none")
+            } else {
+                ("none, without use_layer_norm", "some")
+            };
+            return Err(AttentionError::Value { operand: "layer norm", expected, got: got.to_owned() });
+        }
         let norm =
             |part: fn(&NormWeights) -> &Vec<f32>| self.layer_norm.as_ref().map_or(0, |n| part(n).len());
         let expected = if config.use_layer_norm { columns.output } else { 0 };

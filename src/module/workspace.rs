@@ -1,15 +1,21 @@
 //! [`ModuleWorkspace`]: the scratch of a module's call.
 
 use crate::error::AttentionError;
+use crate::parallel;
 use crate::plan::{Plan, PlanOptions, Workspace};
 use crate::problem::Problem;
 use crate::scratch::AlignedBuf;
+use crate::tile::FEW_ROWS;
 
-/// The scratch of one call at a time, of any module.
+/// The scratch of one call at a time.
 ///
 /// It is empty at first and grows with the largest calls made with it (sizes are rounded up to powers of two), so calls that
-/// are no larger than earlier ones allocate nothing. A service keeps one for each thread that calls. It holds nothing that
-/// a later call can see: results do not depend on which workspace served before whom.
+/// are no larger than earlier ones allocate nothing, as long as they are of one module, or of modules alike in heads, sizes
+/// and options, and of pools of one size: other calls plan anew. It holds nothing that a later call can see: results do not
+/// depend on which workspace served before whom.
+///
+/// A service keeps as many as it makes calls at a time. On the threads of a rayon pool take them from a common store, not
+/// from the thread: a thread that waits for a call's other half may be given another call meanwhile.
 #[derive(Debug, Default)]
 pub struct ModuleWorkspace {
     pub(crate) core: Core,
@@ -32,10 +38,6 @@ pub(crate) struct Core {
     pub(crate) attention: Attention,
 }
 
-/// The plan of the calls so far.
-#[derive(Debug, Default)]
-pub(crate) struct Attention(Option<(PlanOptions, Plan, Workspace)>);
-
 impl ModuleWorkspace {
     /// An empty one.
     pub fn new() -> Self {
@@ -46,9 +48,22 @@ impl ModuleWorkspace {
     pub fn bytes(&self) -> usize {
         let Core { repaired, projected, context, attention } = &self.core;
         let buffers = repaired.iter().flatten().chain(projected).chain([context]).chain(&self.lists);
-        let attention = attention.0.as_ref().map_or(0, |(_, _, workspace)| workspace.bytes());
-        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention
+        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes()
     }
+}
+
+/// Plans of the calls so far: of few rows, which need little scratch however many keys there are, and of more.
+#[derive(Debug, Default)]
+pub(crate) struct Attention([Option<Planned>; 2]);
+
+/// A plan, what it was made for, and its workspace.
+#[derive(Debug)]
+struct Planned {
+    options: PlanOptions,
+    /// Threads there were to expect.
+    workers: usize,
+    plan: Plan,
+    workspace: Workspace,
 }
 
 impl Attention {
@@ -58,29 +73,36 @@ impl Attention {
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<(&Plan, &mut Workspace), AttentionError> {
-        let mut wanted = Problem {
-            max_q_len: rounded(problem.max_q_len),
-            max_kv_len: rounded(problem.max_kv_len),
-            ..*problem
-        };
-        let fits = self.0.as_ref().is_some_and(|(of, plan, _)| {
-            let have = *plan.problem();
-            let alike = of == options
-                && Problem { max_q_len: 0, max_kv_len: 0, ..have }
-                    == Problem { max_q_len: 0, max_kv_len: 0, ..wanted };
-            if alike {
-                wanted.max_q_len = wanted.max_q_len.max(have.max_q_len);
-                wanted.max_kv_len = wanted.max_kv_len.max(have.max_kv_len);
+        let few = problem.group().saturating_mul(problem.max_q_len) <= FEW_ROWS;
+        // Rounding up must not make many rows of few.
+        let max_q_len = if few { (FEW_ROWS / problem.group()).max(1) } else { rounded(problem.max_q_len) };
+        let mut wanted = Problem { max_q_len, max_kv_len: rounded(problem.max_kv_len), ..*problem };
+        let workers = parallel::expected_workers();
+        let place = &mut self.0[usize::from(few)];
+        let mut have = None;
+        if let Some(planned) = place.take() {
+            let of = *planned.plan.problem();
+            let sizes = |problem: Problem| Problem { max_q_len: 0, max_kv_len: 0, ..problem };
+            if planned.options == *options && planned.workers == workers && sizes(of) == sizes(wanted) {
+                wanted.max_q_len = wanted.max_q_len.max(of.max_q_len);
+                wanted.max_kv_len = wanted.max_kv_len.max(of.max_kv_len);
+                have = (of == wanted).then_some(planned);
             }
-            alike && have == wanted
-        });
-        if !fits {
-            let plan = Plan::with_options(&wanted, options)?;
-            let workspace = plan.workspace()?;
-            self.0 = Some((*options, plan, workspace));
         }
-        let (_, plan, workspace) = self.0.as_mut().expect("there is one, or was made");
+        let planned = match have {
+            Some(planned) => planned,
+            None => {
+                let plan = Plan::with_options(&wanted, options)?;
+                let workspace = plan.workspace()?;
+                Planned { options: *options, workers, plan, workspace }
+            }
+        };
+        let Planned { plan, workspace, .. } = place.insert(planned);
         Ok((plan, workspace))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().flatten().map(|planned| planned.workspace.bytes()).sum()
     }
 }
 

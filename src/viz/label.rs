@@ -1,6 +1,6 @@
 //! Labels: what can be shown of a token, and which labels of an axis have room.
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
 /// Longer labels are cut.
 pub(super) const LONGEST: usize = 16;
@@ -32,10 +32,13 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     }
     let mut start = String::new();
     for c in text.chars() {
-        if start.width() + c.width().unwrap_or(0) >= columns {
+        let kept = start.len();
+        start.push(c);
+        // Characters that join can be wider together than apart.
+        if start.width() >= columns {
+            start.truncate(kept);
             break;
         }
-        start.push(c);
     }
     start.push('…');
     start

@@ -8,6 +8,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// What a terminal can show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TerminalColors {
     /// 24-bit colours and Unicode half blocks: most terminals of today.
     #[default]
@@ -96,12 +97,13 @@ impl Sheet {
     fn plain(self, text: &str) -> Line {
         let mut text = text.to_owned();
         if self.colors == TerminalColors::Ascii {
+            // No character gets wider than it was: those without a width go.
             let ascii = |c: char| match c {
-                '…' => '~',
-                c if c.is_ascii() => c,
-                _ => '?',
+                '…' => Some('~'),
+                c if c.is_ascii() => Some(c),
+                c => (c.width() > Some(0)).then_some('?'),
             };
-            text = text.chars().map(ascii).collect();
+            text = text.chars().filter_map(ascii).collect();
         }
         Line { columns: text.width(), text }
     }
@@ -132,7 +134,7 @@ impl Sheet {
             let mut line = Brush::new(self.colors);
             if layout.label > 0 {
                 let label = self.plain(&label::cut(&figure.rows.labels[row], layout.label - 1));
-                line.blank(layout.label - 1 - label.columns);
+                line.blank((layout.label - 1).saturating_sub(label.columns));
                 line.text(&label.text, label.columns);
                 line.blank(1);
             }
@@ -255,7 +257,7 @@ fn beside(panels: Vec<Vec<Line>>, room: usize) -> Vec<Line> {
         for (place, line) in panels.iter().enumerate().filter_map(|(at, panel)| Some((at, panel.get(index)?)))
         {
             let start = place * (room + GAP);
-            joined.text.push_str(&" ".repeat(start - joined.columns));
+            joined.text.push_str(&" ".repeat(start.saturating_sub(joined.columns)));
             joined.text.push_str(&line.text);
             joined.columns = start + line.columns;
         }

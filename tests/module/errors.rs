@@ -84,13 +84,27 @@ fn weights() {
     let other = AttentionConfig { use_bias: false, ..config() };
     assert_eq!(refuse(&none, other), shape("query bias", "elements", 0, 24));
     let other = AttentionConfig { use_layer_norm: false, ..config() };
-    assert_eq!(refuse(&none, other), shape("layer norm gamma", "elements", 0, 24));
+    let expected = value("layer norm", "none, without use_layer_norm", "some");
+    assert_eq!(refuse(&none, other.clone()), expected);
+    let empty = |weights: &mut ModuleWeights| {
+        weights.layer_norm = Some(NormWeights { gamma: Vec::new(), beta: Vec::new() });
+    };
+    assert_eq!(refuse(&empty, other), expected);
+    assert_eq!(refuse(&empty, config()), shape("layer norm gamma", "elements", 24, 0));
     let short = |weights: &mut ModuleWeights| weights.key.weight.truncate(3);
     assert_eq!(refuse(&short, config()), shape("key weight", "elements", 576, 3));
     let missing = |weights: &mut ModuleWeights| weights.output.bias = None;
     assert_eq!(refuse(&missing, config()), shape("output bias", "elements", 24, 0));
     let missing = |weights: &mut ModuleWeights| weights.layer_norm = None;
-    assert_eq!(refuse(&missing, config()), shape("layer norm gamma", "elements", 24, 0));
+    assert_eq!(
+        refuse(&missing, config()),
+        value("layer norm", "a scale and a shift, with use_layer_norm", "none")
+    );
+    let infinite = |weights: &mut ModuleWeights| weights.value.weight[5] = f32::INFINITY;
+    assert_eq!(refuse(&infinite, config()), value("weight", "finite numbers, as they are stored", "inf"));
+    let large = |weights: &mut ModuleWeights| weights.key.weight[100] = 1e5;
+    let other = AttentionConfig { weights_dtype: DType::F16, ..config() };
+    assert_eq!(refuse(&large, other), value("weight", "finite numbers, as they are stored", "100000"));
     let empty = |weights: &mut ModuleWeights| weights.value.inputs = 0;
     assert_eq!(refuse(&empty, config()), value("value weight", "at least 1 input", "0"));
 

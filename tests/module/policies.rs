@@ -146,3 +146,19 @@ fn project() {
     let expected = AttentionError::Shape { operand: "query", axis: "dim", expected: DIM, got: 29 };
     assert_eq!(error.expect_err("a size that the layer has not"), expected);
 }
+
+/// One tensor in any two of the three places is repaired once.
+#[test]
+fn a_shared_tensor_counts_once() {
+    let (mut shared, other) = (numbers(4 * DIM, 2), numbers(4 * DIM, 3));
+    shared[DIM] = f32::NAN;
+    let (shared, other) = (tensor(&shared, &[4, DIM]), tensor(&other, &[4, DIM]));
+    let module = numbers_policy(NotFinite::ZeroToken);
+    for [query, key, value] in
+        [[shared, shared, shared], [shared, shared, other], [shared, other, shared], [other, shared, shared]]
+    {
+        module.reset_repairs();
+        module.forward(&ModuleInputs::new(query, key, value)).expect("a repaired call");
+        assert_eq!(module.repairs().zeroed_tokens, 1);
+    }
+}

@@ -87,3 +87,39 @@ fn lists_are_fitted() {
     assert_bits(&got, &expected, "cut and filled up");
     assert_eq!(module.repairs().truncated_tensors, 1, "the list is a tensor");
 }
+
+/// The query stands after the sequence: a configuration that masks by position needs nothing more.
+#[test]
+fn masks_by_position() {
+    let causal = AttentionConfig { causal: true, window_left: Some(2), ..config() };
+    let weights = lively_weights(&causal, DIMS, 1);
+    let module = MultiHeadAttention::new(causal, &weights).expect("valid parts");
+    let (query, keys, values) = (numbers(20, 2), numbers(7 * 12, 3), numbers(7 * 16, 4));
+    let key_list: Vec<&[f32]> = keys.chunks_exact(12).collect();
+    let value_list: Vec<&[f32]> = values.chunks_exact(16).collect();
+    for len in [0, 1, 3, 7] {
+        let (_, scores) = module
+            .process_sequence_with_scores(&query, &key_list[..len], &value_list[..len])
+            .expect("a valid call");
+        for head in scores.chunks_exact(len.max(1)) {
+            let seen: Vec<usize> = (0..len).filter(|&key| head[key] > 0.0).collect();
+            assert_eq!(seen, (len.saturating_sub(3)..len).collect::<Vec<_>>(), "the last three of {len}");
+        }
+    }
+}
+
+/// Vectors that are filled up to the rest of their list are counted, as those that the policy fills up are.
+#[test]
+fn mixed_sizes_are_counted() {
+    let module = module(WrongDim::PadTruncate);
+    let (query, numbers) = (numbers(20, 2), numbers(64, 3));
+    for (sizes, padded, truncated) in
+        [([12, 12], 0, 0), ([12, 5], 1, 0), ([7, 5], 1, 0), ([30, 12], 0, 1), ([30, 5], 1, 1)]
+    {
+        module.reset_repairs();
+        let keys = sizes.map(|size| &numbers[..size]);
+        module.process_sequence(&query, &keys, &[&numbers[..16]; 2]).expect("a valid call");
+        let repairs = module.repairs();
+        assert_eq!([repairs.padded_tensors, repairs.truncated_tensors], [padded, truncated], "{sizes:?}");
+    }
+}

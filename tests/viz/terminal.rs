@@ -148,3 +148,15 @@ proptest! {
         prop_assert!(colors != Ascii || text.is_ascii());
     }
 }
+
+/// Characters without a width, and such as are wider together than apart.
+#[test]
+fn characters_that_join() {
+    let joined = format!("{}❤\u{fe0f}bbbbb", "a".repeat(14));
+    for token in ["e\u{301}", "ก\u{e49}\u{e34}", "\u{301}", &joined] {
+        for colors in [Ascii, Indexed, True] {
+            let text = map(&[0.5], 1, 1).tokens(&[token]).title(token).terminal(40, colors).unwrap();
+            assert!(text.lines().all(|line| plain(line).width() <= 40), "{token:?}: {text}");
+        }
+    }
+}
