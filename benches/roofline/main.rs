@@ -1,4 +1,4 @@
-//! Every kernel as a share of what the machine gives: `cargo bench --bench roofline`.
+//! Every kernel, attention and projections, as a share of what the machine gives: `cargo bench --bench roofline`.
 //!
 //! ```text
 //! cargo bench --bench roofline -- [--threads 1,2] [--rounds 7] [--json] [--floor] [part of an id]...
