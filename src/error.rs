@@ -182,3 +182,13 @@ pub enum AttentionError {
         bytes: usize,
     },
 }
+
+/// Compares the size of an operand's axis with what it has to be.
+pub(crate) fn check_size(
+    operand: &'static str,
+    axis: &'static str,
+    expected: usize,
+    got: usize,
+) -> Result<(), AttentionError> {
+    if expected == got { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
+}

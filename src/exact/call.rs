@@ -2,7 +2,7 @@
 
 use super::sequence::Sequences;
 use crate::element::Element;
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys};
 use crate::mask::{Mask, MaskRow, TILE};
 use crate::problem::Problem;
@@ -123,17 +123,8 @@ fn check_limit(
     if got <= limit { Ok(()) } else { Err(AttentionError::TooLarge { operand, axis, limit, got }) }
 }
 
-fn check_axis(
-    operand: &'static str,
-    axis: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), AttentionError> {
-    if got == expected { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
-}
-
 fn check_per_head(operand: &'static str, problem: &Problem, got: usize) -> Result<(), AttentionError> {
-    check_axis(operand, "q_heads", problem.q_heads, got)
+    check_size(operand, "q_heads", problem.q_heads, got)
 }
 
 /// Shapes and strides of q, k and v.
@@ -145,15 +136,15 @@ fn check_operands<Q: Element, T: Element>(
     let [batch, q_heads, _, q_dim] = q.shape();
     let [k_batch, k_heads, kv_len, k_dim] = k.shape();
     let [v_batch, v_heads, v_len, v_dim] = v.shape();
-    check_axis("q", "q_heads", problem.q_heads, q_heads)?;
-    check_axis("q", "head_dim", problem.head_dim, q_dim)?;
-    check_axis("k", "batch", batch, k_batch)?;
-    check_axis("k", "kv_heads", problem.kv_heads, k_heads)?;
-    check_axis("k", "head_dim", problem.head_dim, k_dim)?;
-    check_axis("v", "batch", batch, v_batch)?;
-    check_axis("v", "kv_heads", problem.kv_heads, v_heads)?;
-    check_axis("v", "kv_len", kv_len, v_len)?;
-    check_axis("v", "v_dim", problem.v_dim, v_dim)?;
+    check_size("q", "q_heads", problem.q_heads, q_heads)?;
+    check_size("q", "head_dim", problem.head_dim, q_dim)?;
+    check_size("k", "batch", batch, k_batch)?;
+    check_size("k", "kv_heads", problem.kv_heads, k_heads)?;
+    check_size("k", "head_dim", problem.head_dim, k_dim)?;
+    check_size("v", "batch", batch, v_batch)?;
+    check_size("v", "kv_heads", problem.kv_heads, v_heads)?;
+    check_size("v", "kv_len", kv_len, v_len)?;
+    check_size("v", "v_dim", problem.v_dim, v_dim)?;
     q.check_unit_stride("q")?;
     v.check_unit_stride("v")?;
     match k {

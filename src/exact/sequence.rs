@@ -1,6 +1,6 @@
 //! The sequences of a call: batch entries, or the parts of a ragged batch.
 
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::inputs::{QueryStart, Ragged};
 use crate::mask::Mask;
 
@@ -43,14 +43,14 @@ impl<'a> Sequences<'a> {
         let start = q_start.unwrap_or(QueryStart::TopLeft);
         let sequences = Self { batch, q_len, kv_len, ragged, kv_lens: mask.kv_lens, q_start: start };
         if let Some(Ragged { q_bounds, kv_bounds }) = ragged {
-            expect("ragged batch", "batch", 1, batch)?;
+            check_size("ragged batch", "batch", 1, batch)?;
             check_bounds("q_bounds", q_bounds, q_len)?;
             check_bounds("kv_bounds", kv_bounds, kv_len)?;
-            expect("kv_bounds", "entries", q_bounds.len(), kv_bounds.len())?;
+            check_size("kv_bounds", "entries", q_bounds.len(), kv_bounds.len())?;
         }
         let count = sequences.count();
         if let Some(lens) = mask.kv_lens {
-            expect("kv_lens", "entries", count, lens.len())?;
+            check_size("kv_lens", "entries", count, lens.len())?;
             for (index, &len) in lens.iter().enumerate() {
                 let limit = sequences.bounds(index).1.len();
                 if len > limit {
@@ -66,10 +66,10 @@ impl<'a> Sequences<'a> {
         if let Some(prefix) = mask.prefix
             && prefix.len() != 1
         {
-            expect("prefix", "entries", count, prefix.len())?;
+            check_size("prefix", "entries", count, prefix.len())?;
         }
         if let QueryStart::PerSequence(starts) = start {
-            expect("q_start", "entries", count, starts.len())?;
+            check_size("q_start", "entries", count, starts.len())?;
         }
         if positional && q_start.is_none() {
             for index in 0..if ragged.is_some() { count } else { count.min(1) } {
@@ -144,15 +144,6 @@ impl<'a> Sequences<'a> {
             .map(|index| self.bounds(index))
             .fold([0, 0], |[q, kv], (queries, keys)| [q.max(queries.len()), kv.max(keys.len())])
     }
-}
-
-fn expect(
-    operand: &'static str,
-    axis: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), AttentionError> {
-    if expected == got { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
 }
 
 /// Cumulative counts: ascending from 0 to at most `total`.

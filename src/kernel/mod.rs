@@ -75,3 +75,17 @@ pub(crate) fn load_padded<I: Isa, T: Element>(isa: I, src: &[T], at: usize) -> I
         }
     }
 }
+
+/// As many of the lanes as `out` has room for from `at` on.
+#[inline(always)]
+pub(crate) fn store_padded<I: Isa>(isa: I, x: I::F, out: &mut [f32], at: usize) {
+    match out.get_mut(at..at + I::LANES) {
+        Some(full) => isa.store(x, full),
+        None => {
+            let mut padded = [0.0; 16];
+            isa.store(x, &mut padded);
+            let rest = &mut out[at..];
+            rest.copy_from_slice(&padded[..rest.len()]);
+        }
+    }
+}

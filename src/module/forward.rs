@@ -7,10 +7,10 @@ use super::norm::End;
 use super::policy::{InputPolicies, RepairCounts, Repairs};
 use super::projections::Projections;
 use super::tensor::Tensor;
-use super::weights::{Columns, InputDims, ModuleWeights, NormWeights, check};
+use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
 use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
 use crate::cache::KvCache;
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
 use crate::mask::Mask;
@@ -91,7 +91,7 @@ impl MultiHeadAttention {
         let dims = weights.input_dims();
         let columns = Columns::new(&config, dims.query);
         if config.use_residual {
-            check("residual", "output_dim", dims.query, columns.output)?;
+            check_size("residual", "output_dim", dims.query, columns.output)?;
         }
         let ModuleOptions { plan, policies } = options;
         let level = Level::chosen(plan.level)?;
@@ -221,14 +221,14 @@ impl MultiHeadAttention {
         let [batch, q_len, _] = inputs.query.shape();
         let out = outputs.out;
         let rows = batch.saturating_mul(q_len);
-        check("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
+        check_size("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
 
         let AttentionConfig { num_heads, key_dim, .. } = self.config;
         let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
         let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
         let (q, k, v): (_, Keys<'_, f32>, _) = match inputs.keys {
             KeySource::Tensors { key, value } => {
-                check("key", "batch", batch, key.shape()[0])?;
+                check_size("key", "batch", batch, key.shape()[0])?;
                 let admitted = Some((inputs.query, query));
                 let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
                 let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
@@ -331,8 +331,8 @@ impl MultiHeadAttention {
         repairs: &mut Repairs,
     ) -> Result<[Tensor<'t>; 2], AttentionError> {
         let InputDims { query: query_dim, key: key_dim, value: value_dim } = self.dims;
-        check("value", "batch", key.shape()[0], value.shape()[0])?;
-        check("value", "kv_len", key.shape()[1], value.shape()[1])?;
+        check_size("value", "batch", key.shape()[0], value.shape()[0])?;
+        check_size("value", "kv_len", key.shape()[1], value.shape()[1])?;
         let as_query = |tensor: &Tensor<'t>, dim: usize| {
             query.and_then(|(given, admitted)| (dim == query_dim && tensor.is(&given)).then_some(admitted))
         };

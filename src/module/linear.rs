@@ -15,13 +15,12 @@
 
 use super::activation::{Activation, with_activation};
 use super::forward::zeros;
-use super::weights::check;
 use crate::element::{DType, Element};
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
-use crate::kernel::{MAX_ROWS, rows_const};
+use crate::kernel::{MAX_ROWS, rows_const, store_padded};
 use crate::math::Function;
 use crate::panels::{KeyPanels, PANEL};
 use crate::parallel;
@@ -141,9 +140,9 @@ impl Linear {
             *section = range.ok_or_else(|| overflow.clone())?;
             end = section.end;
             let size = layer.outputs.checked_mul(inputs).ok_or_else(|| overflow.clone())?;
-            check("weight", "elements", size, layer.weight.len())?;
+            check_size("weight", "elements", size, layer.weight.len())?;
             if let Some(bias) = layer.bias {
-                check("bias", "elements", layer.outputs, bias.len())?;
+                check_size("bias", "elements", layer.outputs, bias.len())?;
             }
         }
         let layers = (&layers[..], &sections[..]);
@@ -171,10 +170,10 @@ impl Linear {
     /// `x` is no whole number of rows, or `out` has not as many; nothing is written then.
     pub fn run(&self, x: &[f32], out: &mut [f32]) -> Result<(), AttentionError> {
         let rows = x.len() / self.inputs;
-        check("x", "elements", rows * self.inputs, x.len())?;
+        check_size("x", "elements", rows * self.inputs, x.len())?;
         let expected = rows.checked_mul(self.outputs);
         let expected = expected.ok_or(AttentionError::SizeOverflow { operand: "out" })?;
-        check("out", "elements", expected, out.len())?;
+        check_size("out", "elements", expected, out.len())?;
         self.run_columns(x, 0..self.outputs, out);
         Ok(())
     }
@@ -397,15 +396,7 @@ fn finish<I: Isa, F: Function>(isa: I, sums: &[f32], bias: &[f32], out: &mut [f3
     let mut at = 0;
     while at < out.len() {
         let x = F::apply(isa, isa.add(isa.load(&sums[at..]), isa.load(&bias[at..])));
-        match out.get_mut(at..at + I::LANES) {
-            Some(out) => isa.store(x, out),
-            None => {
-                let mut padded = [0.0; 16];
-                isa.store(x, &mut padded);
-                let rest = &mut out[at..];
-                rest.copy_from_slice(&padded[..rest.len()]);
-            }
-        }
+        store_padded(isa, x, out, at);
         at += I::LANES;
     }
 }

@@ -10,7 +10,7 @@
 
 use super::weights::NormWeights;
 use crate::isa::{Isa, Kernel, Level};
-use crate::kernel::load_padded;
+use crate::kernel::{load_padded, store_padded};
 use crate::parallel::{self, MAX_PARTS};
 use crate::tile;
 
@@ -77,7 +77,7 @@ fn add<I: Isa>(isa: I, row: &mut [f32], residual: &[f32]) {
     let mut at = 0;
     while at < row.len() {
         let sum = isa.add(load_padded(isa, row, at), load_padded(isa, residual, at));
-        store(isa, sum, row, at);
+        store_padded(isa, sum, row, at);
         at += I::LANES;
     }
 }
@@ -93,7 +93,7 @@ fn normalise<I: Isa>(isa: I, row: &mut [f32], norm: &NormWeights, epsilon: f32) 
     while at < row.len() {
         let centred = isa.sub(load_padded(isa, row, at), mean);
         let (gamma, beta) = (load_padded(isa, &norm.gamma, at), load_padded(isa, &norm.beta, at));
-        store(isa, isa.mul_add(isa.mul(centred, scale), gamma, beta), row, at);
+        store_padded(isa, isa.mul_add(isa.mul(centred, scale), gamma, beta), row, at);
         at += I::LANES;
     }
 }
@@ -128,19 +128,5 @@ fn add_block<I: Isa, const SQUARES: bool>(isa: I, block: &[f32], centre: I::F, s
         } else {
             isa.add(*sum, x)
         };
-    }
-}
-
-/// As many of the lanes as `row` has room for from `at` on.
-#[inline(always)]
-fn store<I: Isa>(isa: I, x: I::F, row: &mut [f32], at: usize) {
-    match row.get_mut(at..at + I::LANES) {
-        Some(row) => isa.store(x, row),
-        None => {
-            let mut padded = [0.0; LANES];
-            isa.store(x, &mut padded);
-            let rest = &mut row[at..];
-            rest.copy_from_slice(&padded[..rest.len()]);
-        }
     }
 }

@@ -4,9 +4,8 @@ use super::call::{ModuleInputs, ModuleOutputs};
 use super::forward::{MultiHeadAttention, zeros};
 use super::policy::{Repairs, WrongDim};
 use super::tensor::Tensor;
-use super::weights::check;
 use super::workspace::{Buffer, ModuleWorkspace, reserve};
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::inputs::{QueryStart, ScoreStage, Scores};
 use crate::view::ViewMut;
 
@@ -75,7 +74,7 @@ impl MultiHeadAttention {
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
         let ModuleWorkspace { core, lists: [for_keys, for_values] } = workspace;
-        check("value", "kv_len", keys.len(), values.len())?;
+        check_size("value", "kv_len", keys.len(), values.len())?;
         let dims = self.input_dims();
         let mut repairs = Repairs::default();
         let key = self.gather(("key", dims.key), keys, for_keys, &mut repairs)?;

@@ -11,7 +11,7 @@
 
 use super::config::AttentionConfig;
 use super::linear::Dense;
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 
 /// A projection: `y = x W^T + b`.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,13 +41,13 @@ impl DenseWeights {
         use_bias: bool,
     ) -> Result<(), AttentionError> {
         let [weight, bias] = names;
-        check(weight, "outputs", outputs, self.outputs)?;
-        check(weight, "inputs", inputs, self.inputs)?;
+        check_size(weight, "outputs", outputs, self.outputs)?;
+        check_size(weight, "inputs", inputs, self.inputs)?;
         let elements = outputs.checked_mul(inputs);
         let elements = elements.ok_or(AttentionError::SizeOverflow { operand: weight })?;
-        check(weight, "elements", elements, self.weight.len())?;
+        check_size(weight, "elements", elements, self.weight.len())?;
         let expected = if use_bias { outputs } else { 0 };
-        check(bias, "elements", expected, self.bias.as_ref().map_or(0, Vec::len))
+        check_size(bias, "elements", expected, self.bias.as_ref().map_or(0, Vec::len))
     }
 }
 
@@ -152,17 +152,7 @@ impl ModuleWeights {
         let norm =
             |part: fn(&NormWeights) -> &Vec<f32>| self.layer_norm.as_ref().map_or(0, |n| part(n).len());
         let expected = if config.use_layer_norm { columns.output } else { 0 };
-        check("layer norm gamma", "elements", expected, norm(|norm| &norm.gamma))?;
-        check("layer norm beta", "elements", expected, norm(|norm| &norm.beta))
+        check_size("layer norm gamma", "elements", expected, norm(|norm| &norm.gamma))?;
+        check_size("layer norm beta", "elements", expected, norm(|norm| &norm.beta))
     }
-}
-
-/// Compares a size.
-pub(crate) fn check(
-    operand: &'static str,
-    axis: &'static str,
-    expected: usize,
-    got: usize,
-) -> Result<(), AttentionError> {
-    if got == expected { Ok(()) } else { Err(AttentionError::Shape { operand, axis, expected, got }) }
 }
