@@ -135,7 +135,7 @@ impl Plan {
             // Unless batches come, no call is ever spread: no reason yet to start a pool.
             None => parallel::expected_workers(),
         };
-        let sizes = ScratchSizes::new(problem, options.bf16_dot)?;
+        let sizes = ScratchSizes::new(problem, engine)?;
         let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
         // Room for a block of more rows too, where there are fewer units than workers: a quarter of the units counted here.
         let splits = problem.max_kv_len.div_ceil(order.split);

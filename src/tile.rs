@@ -16,6 +16,15 @@ pub(crate) const FEW_ROWS: usize = 32;
 /// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
+/// Blocks of more rows than this pack values, where vectors have 8 lanes (bench `roofline`, `prefill` of level AVX2).
+const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
+
+/// Whether a block of so many rows packs its values: with 8 lanes a row of values is visited 16 dimensions at a time.
+#[inline(always)]
+pub(crate) fn packs_values(lanes: usize, rows: usize) -> bool {
+    lanes < 16 && rows > PACKED_VALUE_ROWS
+}
+
 /// Values that are read once stream from memory this many keys at a time, so that visiting them once per register tile
 /// stays within L1 (bench `attention/decode`, several query heads per KV head).
 pub(crate) const STREAMED_KEYS: usize = 16;

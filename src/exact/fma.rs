@@ -8,14 +8,14 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::inputs::Keys;
 use crate::isa::Isa;
-use crate::kernel::pack::{pack_panels, pack_query, widen};
+use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
 use crate::kernel::product::Fma;
 use crate::kernel::rows_const;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory};
+use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory, packs_values};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -27,6 +27,8 @@ pub(crate) struct Source<'a, T> {
     keys: KeySource<'a, T>,
     /// From key 0 on.
     values: ValueRows<'a, T>,
+    /// Whether values are packed into scratch tile by tile.
+    packs_values: bool,
     /// Values to visit at a time.
     step: usize,
 }
@@ -80,7 +82,8 @@ impl<I: Isa> Tier<I> for FmaTier {
         };
         let head_dim = call.problem.head_dim;
         let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
-        Source { head_dim, keys: key_source(isa, call, block, operands, keys), values, step }
+        let packs_values = packs_values(I::LANES, block.rows.len());
+        Source { head_dim, keys: key_source(isa, call, block, operands, keys), values, packs_values, step }
     }
 
     #[inline(always)]
@@ -89,6 +92,9 @@ impl<I: Isa> Tier<I> for FmaTier {
             let panels = tile.start / PANEL..tile.end.div_ceil(PANEL);
             let out = &mut operands.panels[..panels.len() * PANEL * source.head_dim];
             pack_panels(isa, rows, source.head_dim, panels, out);
+        }
+        if source.packs_values {
+            pack_values(isa, source.values, tile.clone(), TILE, &mut operands.values);
         }
     }
 
@@ -127,28 +133,54 @@ impl<I: Isa> Tier<I> for FmaTier {
     fn accumulate_group<T: Element>(
         isa: I,
         source: &Source<'_, T>,
-        _operands: &mut Operands,
+        operands: &mut Operands,
         tile: &Range<usize>,
         runs: Runs,
         weights: &[f32],
-        acc: Accumulators<'_>,
+        mut acc: Accumulators<'_>,
     ) {
-        let Accumulators { rows, acc, stride: acc_stride } = acc;
-        let step = source.step;
+        let ValueRows { data, stride, v_dim, .. } = source.values;
         for (run, guard) in runs.runs {
             if run.is_empty() {
                 continue;
             }
             let weights = &weights[run.start..];
-            let data = &source.values.data[(tile.start + run.start) * source.values.stride..];
-            let values = ValueRows { data, ..source.values };
-            let weighted = WeightedRows { weights, weights_stride: TILE, acc: &mut *acc, acc_stride };
-            if guard {
-                rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, true>(isa, values, run.len(), step, weighted));
-            } else {
-                rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, false>(isa, values, run.len(), step, weighted));
+            if !source.packs_values {
+                let values = ValueRows { data: &data[(tile.start + run.start) * stride..], ..source.values };
+                accumulate_run::<I, T>(isa, values, &run, guard, source.step, weights, &mut acc);
+                continue;
+            }
+            for (index, panel) in operands.values.chunks_exact(TILE * VALUE_PANEL).enumerate() {
+                let first = index * VALUE_PANEL;
+                if first >= v_dim {
+                    break;
+                }
+                let data = &panel[run.start * VALUE_PANEL..];
+                let values = ValueRows { data, stride: VALUE_PANEL, v_dim: VALUE_PANEL, from_memory: false };
+                let mut acc = Accumulators { acc: &mut acc.acc[first..], ..acc };
+                accumulate_run::<I, f32>(isa, values, &run, guard, usize::MAX, weights, &mut acc);
             }
         }
+    }
+}
+
+/// Adds a run of a tile's columns.
+#[inline(always)]
+fn accumulate_run<I: Isa, T: Element>(
+    isa: I,
+    values: ValueRows<'_, T>,
+    run: &Range<usize>,
+    guard: bool,
+    step: usize,
+    weights: &[f32],
+    acc: &mut Accumulators<'_>,
+) {
+    let Accumulators { rows, ref mut acc, stride: acc_stride } = *acc;
+    let weighted = WeightedRows { weights, weights_stride: TILE, acc, acc_stride };
+    if guard {
+        rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, true>(isa, values, run.len(), step, weighted));
+    } else {
+        rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, false>(isa, values, run.len(), step, weighted));
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
+use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits};
 use crate::panels::PANEL;
 use crate::problem::Problem;
 use crate::scratch::AlignedBuf;
-use crate::tile::{BLOCK_ROWS, FEW_ROWS};
+use crate::tile::{BLOCK_ROWS, FEW_ROWS, packs_values};
 use std::ops::Range;
 
 /// What one worker needs.
@@ -35,6 +36,8 @@ pub(crate) struct Operands {
     pub(crate) queries: AlignedBuf<f32>,
     /// Key panels, of a whole head or of a tile.
     pub(crate) panels: AlignedBuf<f32>,
+    /// Value panels of a tile, where the level has them.
+    pub(crate) values: AlignedBuf<f32>,
     /// What the bf16 tier has instead of the two.
     pub(crate) pairs: PairOperands,
     /// Pairs between rows of paired values.
@@ -67,13 +70,14 @@ pub(crate) struct ScratchSizes {
     acc_stride: usize,
     queries: usize,
     keys: usize,
-    /// Values and weights of the bf16 tier.
+    /// Packed values.
     values: usize,
+    /// Weights of the bf16 tier.
     weights: usize,
 }
 
 impl ScratchSizes {
-    pub(crate) fn new(problem: &Problem, bf16_dot: bool) -> Result<Self, AttentionError> {
+    pub(crate) fn new(problem: &Problem, engine: Engine) -> Result<Self, AttentionError> {
         let overflow = AttentionError::SizeOverflow { operand: "workspace" };
         let sizes = || {
             let acc_stride = problem.v_dim.max(1).checked_next_multiple_of(16)?;
@@ -82,6 +86,12 @@ impl ScratchSizes {
             // One block reads each key once: a tile of panels is enough.
             let keys = if rows <= FEW_ROWS { TILE } else { keys };
             let rows = BLOCK_ROWS.min(rows.max(MAX_ROWS));
+            let bf16_dot = matches!(engine, Engine::Bf16Dot(_));
+            let values = match engine {
+                Engine::Bf16Dot(_) => keys / 2,
+                Engine::Exact(level) if packs_values(level.lanes(), rows) => TILE,
+                Engine::Exact(_) => 0,
+            };
             let dims = if bf16_dot { pairs(problem.head_dim) } else { problem.head_dim };
             Some(Self {
                 bf16_dot,
@@ -89,7 +99,7 @@ impl ScratchSizes {
                 acc_stride,
                 queries: rows.checked_mul(dims)?,
                 keys: keys.checked_mul(dims)?,
-                values: if bf16_dot { (keys / 2).checked_mul(acc_stride)? } else { 0 },
+                values: values.checked_mul(acc_stride)?,
                 weights: if bf16_dot { MAX_ROWS * TILE / 2 } else { 0 },
             })
         };
@@ -101,15 +111,16 @@ impl ScratchSizes {
     }
 
     /// How much there is of everything; scratch serves where none of it is more.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 7] {
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 8] {
         let in_tier = |tier, size| if self.bf16_dot == tier { size } else { 0 };
         [
             ("elements for sums", self.acc),
             ("elements for queries", in_tier(false, self.queries)),
             ("elements for keys", in_tier(false, self.keys)),
+            ("elements for values", in_tier(false, self.values)),
             ("pairs for queries in bf16", in_tier(true, self.queries)),
             ("pairs for keys in bf16", in_tier(true, self.keys)),
-            ("pairs for values in bf16", self.values),
+            ("pairs for values in bf16", in_tier(true, self.values)),
             ("pairs for weights in bf16", self.weights),
         ]
     }
@@ -163,6 +174,7 @@ impl Operands {
         Ok(Self {
             queries: singles(sizes.queries)?,
             panels: singles(sizes.keys)?,
+            values: singles(sizes.values)?,
             pairs: PairOperands {
                 queries: pairs(sizes.queries)?,
                 keys: pairs(sizes.keys)?,
@@ -195,6 +207,7 @@ impl Operands {
         let PairOperands { queries, keys, values, weights } = &self.pairs;
         self.queries.bytes()
             + self.panels.bytes()
+            + self.values.bytes()
             + queries.bytes()
             + keys.bytes()
             + values.bytes()

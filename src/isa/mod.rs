@@ -194,6 +194,14 @@ impl Level {
         }
     }
 
+    /// Values in a vector of the kernels.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Level::Portable | Level::Avx2 => 8,
+            Level::Avx512 => 16,
+        }
+    }
+
     /// The level called `name`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::load_padded;
 use super::prefetch::PrefetchRows;
 use super::score::{KeyRows, load_columns};
+use super::value::ValueRows;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::PANEL;
@@ -47,6 +48,34 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
                 for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {
                     isa.store(keys, &mut dim[column..]);
                 }
+            }
+        }
+    }
+}
+
+/// Dimensions of a panel of packed values: what a register tile of [`crate::isa::avx2`]'s level has.
+pub(crate) const VALUE_PANEL: usize = 16;
+
+/// Values of the keys `keys` as `out[panel of dimensions][key][VALUE_PANEL]`, panels `rows` keys long; dimensions that do
+/// not exist become zero. A register tile then reads one run of memory, where rows would have it visit as few cache sets
+/// as there are lines between pieces of 64 bytes.
+#[inline(always)]
+pub(crate) fn pack_values<I: Isa, T: Element>(
+    isa: I,
+    values: ValueRows<'_, T>,
+    keys: Range<usize>,
+    rows: usize,
+    out: &mut [f32],
+) {
+    for (panel, out) in out.chunks_exact_mut(rows * VALUE_PANEL).enumerate() {
+        let first = panel * VALUE_PANEL;
+        if first >= values.v_dim {
+            return;
+        }
+        for (key, out) in keys.clone().zip(out.chunks_exact_mut(VALUE_PANEL)) {
+            let row = &values.data[key * values.stride..][..values.v_dim];
+            for lane in (0..VALUE_PANEL).step_by(I::LANES) {
+                isa.store(load_padded(isa, row, first + lane), &mut out[lane..]);
             }
         }
     }
