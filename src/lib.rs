@@ -43,6 +43,7 @@ mod score;
 mod scratch;
 mod softmax;
 mod tile;
+pub mod titans;
 mod view;
 #[cfg(feature = "viz")]
 pub mod viz;
