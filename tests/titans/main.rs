@@ -2,6 +2,7 @@
 
 mod context;
 mod definition;
+mod determinism;
 #[cfg(feature = "http")]
 mod fetch;
 mod mac;
