@@ -64,7 +64,7 @@ fn a_step_is_stored_once_and_after_it_was_read() {
         (current.step().id, current.step().query, current.dims()),
         ("memory 3", &vectors.query[..], DIMS)
     );
-    drop(current);
+    // Let go of, it leaves no trace.
     assert_holds(context.history(), &kept, 0);
     let current = context.begin(vectors.step(3.0, "memory 3")).expect("a valid step");
     current.finish(&vectors.y).expect("a valid answer");

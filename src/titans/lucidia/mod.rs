@@ -37,7 +37,7 @@
 //! 6. Vectors of other sizes are padded and cut silently, or fail at each call. Here sizes are checked once, when a variant
 //!    is made ([`InputPolicies`](crate::module::InputPolicies) may allow more, and the metrics say so).
 //! 7. A step is stored before it attends, so it attends to itself, and MAC's is stored twice. Here
-//!    [`CurrentStep`](crate::titans::CurrentStep) makes both impossible.
+//!    [`CurrentStep`] makes both impossible.
 //! 8. Its comments call `b` the original's share, where it is the attended one's, as here; a limit is a fraction, which fails
 //!    (here it is rounded down); MAG and MAL divide the query by `T`, which is another thing where projections have biases
 //!    (here the logits, or the query by [`TemperatureOn::Query`]).
