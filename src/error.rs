@@ -173,6 +173,14 @@ pub enum AttentionError {
         /// The number, printed.
         got: String,
     },
+    /// Something outside the crate, a server say, did not answer as it should.
+    #[error("{operand}: {reason}")]
+    Service {
+        /// What was asked for.
+        operand: &'static str,
+        /// What went wrong.
+        reason: String,
+    },
     /// Memory could not be had.
     #[error("{what}: could not allocate {bytes} bytes")]
     OutOfMemory {

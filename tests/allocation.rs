@@ -126,6 +126,42 @@ fn module_calls(threads: usize) {
     }
 }
 
+/// Steps of a sequence, each through all variants, after a first round of every focus.
+fn titans_calls(threads: usize) {
+    use lucid_attention::module::*;
+    use lucid_attention::titans::{lucidia::*, *};
+    let (dims, plan) =
+        (StepDims::all(128), PlanOptions { max_threads: Some(threads), ..PlanOptions::default() });
+    let config = AttentionConfig::default();
+    let weights = ModuleWeights::glorot(&config, InputDims::all(128), 1).expect("a valid configuration");
+    let options = ModuleOptions { plan, ..ModuleOptions::default() };
+    let layer = MultiHeadAttention::with_options(config, &weights, options).expect("valid parts");
+    for attention in [HistoryAttention::from(layer), HistoryAttention::Identity { heads: 4, plan }] {
+        let mac = Mac::new(attention.clone(), dims).expect("valid parts");
+        let gates = DenseGates::initial(128).expect("a size");
+        let mag = Mag::new(attention.clone(), gates, dims).expect("valid parts");
+        let mal = Mal::new(attention, dims).expect("valid parts");
+        let mut context = SequenceContext::new(dims).expect("memory");
+        let mut workspaces: [TitansWorkspace; 3] = Default::default();
+        let (x, mut y, mut v) = (vec![0.5; 128], vec![0.0; 128], vec![0.0; 128]);
+        let mut step = |focus| {
+            // Of some foci every second step, which are gathered.
+            let mac_hints = MacHints { context_limit: Some(7), ..MacHints::default() };
+            let hints = Hints { focus, mac: mac_hints, ..Hints::default() };
+            let step = Step { timestamp: 0.5, id: "memory", x: &x, key: &x, value: &x, query: &x };
+            let current = context.begin(step).expect("a valid step");
+            let [for_mac, for_mag, for_mal] = &mut workspaces;
+            mag.process_input(&current, Some(&hints), for_mag).expect("a valid call");
+            mal.process_input(&current, Some(&hints), &mut v, for_mal).expect("a valid call");
+            mac.process_input(&current, &x, Some(&hints), &mut y, for_mac).expect("a valid call");
+            current.finish(&x).expect("a valid answer");
+        };
+        let mut round = || (0..2).for_each(|_| Focus::ALL.into_iter().for_each(&mut step));
+        (0..6).for_each(|_| round()); // more steps than the context holds
+        assert_eq!(allocations(round), 0, "steps through the variants, {threads} thread(s)");
+    }
+}
+
 /// One test: a second would run beside it, and be counted.
 #[test]
 fn memory() {
@@ -135,6 +171,7 @@ fn memory() {
     calls::<bf16, f32>(1);
 
     module_calls(1);
+    titans_calls(1);
 
     let mut cache = KvCache::new(1, &Problem::new(2, 8, 1, 256)).expect("memory");
     let rows = vec![1.0f32; 2 * 3 * 8];
@@ -154,6 +191,7 @@ fn memory() {
             calls::<f32, bf16>(2);
             calls::<f32, f32>(2);
             module_calls(2);
+            titans_calls(2);
         });
     }
 }

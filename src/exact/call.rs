@@ -182,6 +182,11 @@ fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, Attent
     Ok(mask)
 }
 
+/// The factor of the scores where none is given.
+pub(crate) fn default_scale(head_dim: usize) -> f32 {
+    (head_dim as f32).sqrt().recip()
+}
+
 pub(crate) fn check_scale(scale: f32) -> Result<(), AttentionError> {
     if in_log2(scale).is_finite() {
         return Ok(());
@@ -203,7 +208,7 @@ fn check_rules<'a, Q: Element, T: Element>(
     problem: &Problem,
     mask_shape: [usize; 4],
 ) -> Result<ScoreRules<'a>, AttentionError> {
-    let scale = inputs.scale.unwrap_or_else(|| (problem.head_dim as f32).sqrt().recip());
+    let scale = inputs.scale.unwrap_or_else(|| default_scale(problem.head_dim));
     check_scale(scale)?;
     inputs.softcap.map_or(Ok(()), check_softcap)?;
     if let Some(slopes) = inputs.alibi {

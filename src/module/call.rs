@@ -18,6 +18,7 @@ pub struct ModuleInputs<'a> {
     pub(crate) bias: Option<AnyView<'a>>,
     pub(crate) q_start: Option<QueryStart<'a>>,
     pub(crate) ragged: Option<Ragged<'a>>,
+    pub(crate) logit_scale: Option<f32>,
 }
 
 /// Where keys and values come from.
@@ -46,7 +47,7 @@ impl<'a> ModuleInputs<'a> {
     }
 
     fn of(query: Tensor<'a>, keys: KeySource<'a>) -> Self {
-        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None }
+        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None, logit_scale: None }
     }
 
     /// Which keys each query may attend to, beside what the configuration says.
@@ -70,6 +71,15 @@ impl<'a> ModuleInputs<'a> {
     /// The token axes, of a batch of 1, hold several sequences.
     pub fn ragged(mut self, ragged: Ragged<'a>) -> Self {
         self.ragged = Some(ragged);
+        self
+    }
+
+    /// Multiplies the scores of this call, beside the configuration's scale and before softcap and bias: 1 over a
+    /// temperature. The product of both is from -2.3e38 to 2.3e38.
+    ///
+    /// A query that is divided by the temperature instead gives other scores, as the projections have biases.
+    pub fn logit_scale(mut self, logit_scale: f32) -> Self {
+        self.logit_scale = Some(logit_scale);
         self
     }
 }

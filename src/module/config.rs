@@ -7,7 +7,7 @@
 use super::activation::Activation;
 use crate::element::DType;
 use crate::error::AttentionError;
-use crate::exact::call::{check_scale, check_softcap};
+use crate::exact::call::{check_scale, check_softcap, default_scale};
 
 /// What a [`MultiHeadAttention`](super::MultiHeadAttention) is, but for its weights; those also say how large the inputs
 /// are.
@@ -141,6 +141,11 @@ impl AttentionConfig {
     /// Key and value heads.
     pub fn kv_heads(&self) -> usize {
         self.kv_heads.unwrap_or(self.num_heads)
+    }
+
+    /// The factor of the scores.
+    pub fn scale(&self) -> f32 {
+        self.scale.unwrap_or_else(|| default_scale(self.key_dim))
     }
 
     /// What the projected output goes through.

@@ -248,7 +248,7 @@ impl MultiHeadAttention {
         };
         let attend = Inputs {
             mask: self.mask(inputs.mask)?,
-            scale: self.config.scale,
+            scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
             softcap: self.config.softcap,
             ..attend
         };

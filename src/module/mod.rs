@@ -29,16 +29,16 @@ mod config;
 mod forward;
 mod init;
 mod linear;
-mod names;
+pub(crate) mod names;
 mod norm;
-mod policy;
+pub(crate) mod policy;
 mod projections;
 #[cfg(feature = "safetensors")]
-mod safetensors;
+pub(crate) mod safetensors;
 mod sequence;
 mod tensor;
 mod weights;
-mod workspace;
+pub(crate) mod workspace;
 
 pub use activation::Activation;
 pub use call::{ModuleInputs, ModuleOutputs};

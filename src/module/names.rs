@@ -268,18 +268,79 @@ impl<S: Source + ?Sized> Reader<'_, S> {
 
     /// A tensor of this shape, and its shape.
     fn get(&self, name: &str, shape: &[usize]) -> Result<(Vec<f32>, Vec<usize>), AttentionError> {
-        let name = self.full(name);
-        let Some(found) = self.source.tensor(&name)? else {
-            return Err(AttentionError::TensorMissing { name });
-        };
-        let fits = |(&expected, &got): (&usize, &usize)| got == expected || expected == ANY && got > 0;
-        if found.shape.len() != shape.len() || !shape.iter().zip(found.shape.iter()).all(fits) {
-            let axis = |&size: &usize| if size == ANY { "*".to_owned() } else { size.to_string() };
-            let axes: Vec<String> = shape.iter().map(axis).collect();
-            let expected = format!("[{}]", axes.join(", "));
-            return Err(AttentionError::TensorShape { name, expected, got: found.shape.to_vec() });
+        get(self.source, self.full(name), shape)
+    }
+}
+
+/// A tensor of this shape, and its shape.
+fn get(
+    source: &(impl Source + ?Sized),
+    name: String,
+    shape: &[usize],
+) -> Result<(Vec<f32>, Vec<usize>), AttentionError> {
+    let Some(found) = source.tensor(&name)? else {
+        return Err(AttentionError::TensorMissing { name });
+    };
+    let fits = |(&expected, &got): (&usize, &usize)| got == expected || expected == ANY && got > 0;
+    if found.shape.len() != shape.len() || !shape.iter().zip(found.shape.iter()).all(fits) {
+        let axis = |&size: &usize| if size == ANY { "*".to_owned() } else { size.to_string() };
+        let axes: Vec<String> = shape.iter().map(axis).collect();
+        let expected = format!("[{}]", axes.join(", "));
+        return Err(AttentionError::TensorShape { name, expected, got: found.shape.to_vec() });
+    }
+    Ok((found.data.into_owned(), found.shape.to_vec()))
+}
+
+impl DenseWeights {
+    /// One layer by its name: `name/kernel` `[inputs, outputs]` and `name/bias` in Keras, `name.weight`
+    /// `[outputs, inputs]` and `name.bias` elsewhere. A bias is optional.
+    ///
+    /// # Errors
+    /// A tensor is missing or of another shape.
+    pub fn from_tensors<D: AsRef<[f32]>>(
+        naming: Naming,
+        name: &str,
+        tensors: &[NamedTensor<D>],
+    ) -> Result<Self, AttentionError> {
+        Self::read(naming, name, tensors)
+    }
+
+    /// The layer's tensors by its name.
+    pub fn to_tensors(&self, naming: Naming, name: &str) -> Vec<NamedTensor<Vec<f32>>> {
+        let mut writer = Writer { prefix: "", tensors: Vec::new() };
+        match naming {
+            Naming::Keras => {
+                let kernel = transposed(&self.weight, self.inputs);
+                writer.put(&format!("{name}/kernel"), &[self.inputs, self.outputs], kernel);
+                if let Some(bias) = &self.bias {
+                    writer.put(&format!("{name}/bias"), &[self.outputs], bias.clone());
+                }
+            }
+            Naming::PyTorch | Naming::Bert => writer.dense(name, self),
         }
-        Ok((found.data.into_owned(), found.shape.to_vec()))
+        writer.tensors
+    }
+
+    pub(crate) fn read(
+        naming: Naming,
+        name: &str,
+        source: &(impl Source + ?Sized),
+    ) -> Result<Self, AttentionError> {
+        let (weight, bias) = match naming {
+            Naming::Keras => ("/kernel", "/bias"),
+            Naming::PyTorch | Naming::Bert => (".weight", ".bias"),
+        };
+        let (weight, shape) = get(source, format!("{name}{weight}"), &[ANY, ANY])?;
+        let (weight, [outputs, inputs]) = match naming {
+            Naming::Keras => (transposed(&weight, shape[1]), [shape[1], shape[0]]),
+            Naming::PyTorch | Naming::Bert => (weight, [shape[0], shape[1]]),
+        };
+        let bias = format!("{name}{bias}");
+        let bias = match source.tensor(&bias)? {
+            Some(_) => Some(get(source, bias, &[outputs])?.0),
+            None => None,
+        };
+        Ok(Self { weight, bias, outputs, inputs })
     }
 }
 

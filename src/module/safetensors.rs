@@ -1,8 +1,8 @@
 //! Weights in `safetensors` files: read from `f32`, `f16` or `bf16`, saved as `f32`.
 
 use super::config::AttentionConfig;
-use super::names::{Found, Naming, Source};
-use super::weights::ModuleWeights;
+use super::names::{Found, NamedTensor, Naming, Source};
+use super::weights::{DenseWeights, ModuleWeights};
 use crate::error::AttentionError;
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -56,21 +56,47 @@ impl ModuleWeights {
         naming: Naming,
         prefix: &str,
     ) -> Result<Vec<u8>, AttentionError> {
-        let refused = |error: safetensors::SafeTensorError| AttentionError::Value {
-            operand: "safetensors",
-            expected: "tensors that the format can hold",
-            got: error.to_string(),
-        };
-        let tensors = self.to_tensors(config, naming, prefix)?;
-        let bytes: Vec<Vec<u8>> = tensors
-            .iter()
-            .map(|tensor| tensor.data.iter().flat_map(|number| number.to_le_bytes()).collect())
-            .collect();
-        let views = tensors.iter().zip(&bytes).map(|(tensor, bytes)| {
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
-            Ok((tensor.name.as_str(), view))
-        });
-        let views: Result<Vec<_>, _> = views.collect();
-        safetensors::serialize(views.map_err(refused)?, None).map_err(refused)
+        serialize(&self.to_tensors(config, naming, prefix)?)
     }
+}
+
+impl DenseWeights {
+    /// As [`DenseWeights::from_tensors`], from a file of `f32`, `f16` or `bf16`.
+    ///
+    /// # Errors
+    /// As [`DenseWeights::from_tensors`], or a tensor is stored as something else.
+    pub fn from_safetensors(
+        naming: Naming,
+        name: &str,
+        file: &SafeTensors<'_>,
+    ) -> Result<Self, AttentionError> {
+        Self::read(naming, name, file)
+    }
+
+    /// A file, as bytes, of [`DenseWeights::to_tensors`] in `f32`.
+    ///
+    /// # Errors
+    /// The format cannot hold them (it can hold any but absurd sizes).
+    pub fn to_safetensors(&self, naming: Naming, name: &str) -> Result<Vec<u8>, AttentionError> {
+        serialize(&self.to_tensors(naming, name))
+    }
+}
+
+/// Tensors as the bytes of a file.
+pub(crate) fn serialize(tensors: &[NamedTensor<Vec<f32>>]) -> Result<Vec<u8>, AttentionError> {
+    let refused = |error: safetensors::SafeTensorError| AttentionError::Value {
+        operand: "safetensors",
+        expected: "tensors that the format can hold",
+        got: error.to_string(),
+    };
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|tensor| tensor.data.iter().flat_map(|number| number.to_le_bytes()).collect())
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|(tensor, bytes)| {
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
+        Ok((tensor.name.as_str(), view))
+    });
+    let views: Result<Vec<_>, _> = views.collect();
+    safetensors::serialize(views.map_err(refused)?, None).map_err(refused)
 }

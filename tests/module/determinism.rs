@@ -153,3 +153,23 @@ fn one_module_serves_several_threads() {
         }
     });
 }
+
+/// A factor of a call's scores is one of the configuration's scale, whether that is given or not.
+#[test]
+fn logit_scale() {
+    let of = |scale, logit_scale: Option<f32>| {
+        let config = AttentionConfig { num_heads: 4, key_dim: 16, scale, ..AttentionConfig::default() };
+        let weights = lively_weights(&config, InputDims::all(64), 1);
+        let module = MultiHeadAttention::new(config, &weights).expect("valid parts");
+        let data = numbers(9 * 64, 2);
+        let inputs = ModuleInputs::self_attention(tensor(&data, &[9, 64]));
+        let inputs = logit_scale.map_or(inputs, |factor| inputs.logit_scale(factor));
+        module.forward(&inputs)
+    };
+    let out = |scale, logit_scale| of(scale, logit_scale).expect("a valid call");
+    assert_bits(&out(None, Some(2.0)), &out(Some(0.5), None), "1 / sqrt(16) by default");
+    assert_bits(&out(Some(0.125), Some(4.0)), &out(Some(0.5), None), "a scale of the configuration");
+    assert_ne!(out(None, Some(2.0)), out(None, None));
+    let error = of(None, Some(f32::NAN)).expect_err("no factor");
+    assert_eq!(error.to_string(), "scale: expected a number from -2.3e38 to 2.3e38, got NaN");
+}
