@@ -2,6 +2,7 @@
 
 use crate::element::Element;
 use crate::mask::Mask;
+use crate::metrics::Metrics;
 use crate::panels::KeyPanels;
 use crate::view::{AnyView, View, ViewMut};
 
@@ -280,12 +281,13 @@ pub struct Outputs<'a, Q> {
     pub(crate) lse: Option<&'a mut [f32]>,
     pub(crate) row_max: Option<&'a mut [f32]>,
     pub(crate) scores: Option<Scores<'a>>,
+    pub(crate) metrics: Option<&'a mut Metrics>,
 }
 
 impl<'a, Q: Element> Outputs<'a, Q> {
     /// `out`: `[batch, q_heads, q_len, v_dim]`, any strides that keep elements apart.
     pub fn new(out: ViewMut<'a, Q>) -> Self {
-        Self { out, lse: None, row_max: None, scores: None }
+        Self { out, lse: None, row_max: None, scores: None, metrics: None }
     }
 
     /// The natural logarithm of the sum of `exp(score)` over the keys left, without the sink: `[batch, q_heads,
@@ -305,6 +307,12 @@ impl<'a, Q: Element> Outputs<'a, Q> {
     /// Scores at some stage.
     pub fn scores(mut self, scores: Scores<'a>) -> Self {
         self.scores = Some(scores);
+        self
+    }
+
+    /// Metrics of each row, added to the running totals of each head: see [`Metrics`].
+    pub fn metrics(mut self, metrics: &'a mut Metrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 }

@@ -30,6 +30,7 @@ mod kernel;
 mod mask;
 pub mod math;
 mod merge;
+mod metrics;
 pub mod module;
 mod panels;
 mod parallel;
@@ -56,6 +57,7 @@ pub use inputs::{Inputs, Keys, OnnxNumbering, Outputs, QueryStart, Ragged, Score
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};
 pub use merge::merge;
+pub use metrics::{HeadMetrics, Metrics, MetricsOptions, RowMetrics, Spread};
 pub use panels::KeyPanels;
 pub use plan::{Plan, PlanOptions, Workspace, attention};
 pub use problem::Problem;

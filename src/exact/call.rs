@@ -1,5 +1,6 @@
 //! A call's operands, checked and resolved: what the engine works from.
 
+use super::measure::Measures;
 use super::sequence::Sequences;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
@@ -35,6 +36,8 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) rules: ScoreRules<'a>,
     pub(crate) sequences: Sequences<'a>,
     pub(crate) sinks: Option<&'a [f32]>,
+    /// What to sum up for metrics.
+    pub(crate) measures: Option<Measures>,
     /// An estimate of the work from sizes and masks' intervals: multiply-adds, and bytes of keys and values.
     pub(crate) work: [f64; 2],
 }
@@ -80,6 +83,7 @@ impl<'a, T: Element> Call<'a, T> {
             rules,
             sequences,
             sinks: inputs.sinks,
+            measures: None,
             work: [0.0; 2],
         };
         Ok(Self { work: call.estimate(), ..call })
