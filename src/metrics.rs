@@ -362,16 +362,21 @@ impl Metrics {
     pub fn new(options: MetricsOptions, q_heads: usize, max_rows: usize) -> Result<Self, AttentionError> {
         options.validate()?;
         let mut heads = Vec::new();
-        extend("metrics", &mut heads, q_heads)?;
+        extend(&mut heads, q_heads)?;
         let mut rows = Vec::new();
-        extend("metrics", &mut rows, max_rows)?;
+        extend(&mut rows, max_rows)?;
         Ok(Self { options, heads, rows, used: 0 })
+    }
+
+    /// How many rows there is room for.
+    pub(crate) fn room_len(&self) -> usize {
+        self.rows.len()
     }
 
     /// Makes room for calls of up to `max_rows` rows.
     pub(crate) fn reserve(&mut self, max_rows: usize) -> Result<(), AttentionError> {
         if self.rows.len() < max_rows {
-            extend("metrics", &mut self.rows, max_rows.checked_next_power_of_two().unwrap_or(max_rows))?;
+            extend(&mut self.rows, max_rows.checked_next_power_of_two().unwrap_or(max_rows))?;
         }
         Ok(())
     }
@@ -393,7 +398,9 @@ impl Metrics {
 
     /// Totals of all heads.
     pub fn overall(&self) -> HeadMetrics {
-        overall(&self.heads)
+        let mut all = HeadMetrics::default();
+        self.heads.iter().for_each(|head| all.merge(head));
+        all
     }
 
     /// Adds the totals of other calls, measured with the same options; the rows stay those of this one's last call.
@@ -409,7 +416,7 @@ impl Metrics {
                 reason: "their totals count different things",
             });
         }
-        merge_heads(&mut self.heads, &other.heads);
+        self.heads.iter_mut().zip(&other.heads).for_each(|(head, other)| head.merge(other));
         Ok(())
     }
 
@@ -435,34 +442,28 @@ impl Metrics {
     /// Takes in the first `rows` rows, `[batch, q_heads, q_len]`.
     pub(crate) fn count(&mut self, rows: usize, q_len: usize) {
         self.used = rows;
-        let heads = self.heads.len();
-        for (index, rows) in self.rows[..rows].chunks_exact(q_len.max(1)).enumerate() {
-            let head = &mut self.heads[index % heads];
-            rows.iter().for_each(|row| head.add(row));
-        }
+        add_rows(&mut self.heads, &self.rows[..rows], q_len);
+    }
+
+    /// Adds rows that lie elsewhere, `[batch, q_heads, q_len]`.
+    pub(crate) fn add_rows(&mut self, rows: &[RowMetrics], q_len: usize) {
+        add_rows(&mut self.heads, rows, q_len);
     }
 }
 
-/// Totals of all heads.
-pub(crate) fn overall(heads: &[HeadMetrics]) -> HeadMetrics {
-    let mut all = HeadMetrics::default();
-    heads.iter().for_each(|head| all.merge(head));
-    all
-}
-
-/// Adds totals to totals, head by head.
-pub(crate) fn merge_heads(into: &mut [HeadMetrics], heads: &[HeadMetrics]) {
-    into.iter_mut().zip(heads).for_each(|(into, head)| into.merge(head));
+/// Adds rows `[batch, q_heads, q_len]` to the totals of their heads, in their order.
+fn add_rows(heads: &mut [HeadMetrics], rows: &[RowMetrics], q_len: usize) {
+    let count = heads.len();
+    for (index, rows) in rows.chunks_exact(q_len.max(1)).enumerate() {
+        let head = &mut heads[index % count];
+        rows.iter().for_each(|row| head.add(row));
+    }
 }
 
 /// Fills up to `len`.
-pub(crate) fn extend<T: Clone + Default>(
-    what: &'static str,
-    list: &mut Vec<T>,
-    len: usize,
-) -> Result<(), AttentionError> {
+fn extend<T: Clone + Default>(list: &mut Vec<T>, len: usize) -> Result<(), AttentionError> {
     let bytes = len.saturating_mul(size_of::<T>());
-    let error = |_| AttentionError::OutOfMemory { what, bytes };
+    let error = |_| AttentionError::OutOfMemory { what: "metrics", bytes };
     list.try_reserve_exact(len.saturating_sub(list.len())).map_err(error)?;
     list.resize(len, T::default());
     Ok(())

@@ -4,6 +4,7 @@ use super::tensor::Tensor;
 use crate::cache::KvCache;
 use crate::inputs::{QueryStart, Ragged, Scores};
 use crate::mask::Mask;
+use crate::metrics::Metrics;
 use crate::view::AnyView;
 
 /// What a call of a module reads.
@@ -74,22 +75,30 @@ impl<'a> ModuleInputs<'a> {
     }
 }
 
-/// What a call of a module writes. Asking for scores changes no bit of `out`.
+/// What a call of a module writes. Asking for scores or metrics changes no bit of `out`.
 #[derive(Debug)]
 pub struct ModuleOutputs<'a> {
     pub(crate) out: &'a mut [f32],
     pub(crate) scores: Option<Scores<'a>>,
+    pub(crate) metrics: Option<&'a mut Metrics>,
 }
 
 impl<'a> ModuleOutputs<'a> {
     /// `out`: `[batch, q_len, output_dim]`, contiguous.
     pub fn new(out: &'a mut [f32]) -> Self {
-        Self { out, scores: None }
+        Self { out, scores: None, metrics: None }
     }
 
     /// Scores or probabilities at some stage, `[batch, heads, q_len, kv_len]`, for all heads and rows or some.
     pub fn scores(mut self, scores: Scores<'a>) -> Self {
         self.scores = Some(scores);
+        self
+    }
+
+    /// Metrics of each row of each head, and totals. If the module keeps its own
+    /// ([`ModuleOptions::metrics`](super::ModuleOptions::metrics)), these have to be of the same options.
+    pub fn metrics(mut self, metrics: &'a mut Metrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 }

@@ -14,6 +14,7 @@
 //! | `tensor.rs`, `policy.rs` | inputs, and what becomes of bad ones |
 //! | `call.rs`, `workspace.rs` | what a call reads and writes, and its scratch |
 //! | `forward.rs`, `sequence.rs` | the run path; one query over lists of vectors |
+//! | `metrics.rs` | running metrics of its calls |
 //! | `norm.rs` | residual and layer norm |
 //!
 //! Everything is `f32` but the projections' weights, which may be stored as `f16` or `bf16`. Accuracy, with `u = 2^-24`: a
@@ -29,6 +30,7 @@ mod config;
 mod forward;
 mod init;
 mod linear;
+mod metrics;
 mod names;
 mod norm;
 mod policy;

@@ -4,6 +4,7 @@
 mod determinism;
 mod errors;
 mod libraries;
+mod metrics;
 mod policies;
 mod reference;
 mod sequence;
