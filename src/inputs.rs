@@ -1,5 +1,6 @@
 //! What a call reads and what it writes.
 
+use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::mask::Mask;
 use crate::metrics::Metrics;
@@ -85,6 +86,7 @@ impl<'a, T: Element> From<&'a KeyPanels<T>> for Keys<'a, T> {
 /// s = s - alibi[h] * |q_pos - k_pos| + bias[h, i, j]    if alibi, bias
 /// s = -inf                                              where the mask or a bias of -inf removes the key
 /// p = exp(s) / (sum_j exp(s) + exp(sinks[h]))           the sink only if given
+/// p = p / (1 - rate) or 0                               if dropout, which comes after all but the output
 /// out[h, i] = sum_j p[j] * v[g, j]                      over the keys left; +0 if there is none
 /// ```
 #[derive(Debug)]
@@ -100,6 +102,7 @@ pub struct Inputs<'a, Q, T: Element> {
     pub(crate) alibi: Option<&'a [f32]>,
     pub(crate) bias: Option<AnyView<'a>>,
     pub(crate) sinks: Option<&'a [f32]>,
+    pub(crate) dropout: Option<Dropout>,
 }
 
 impl<Q, T: Element> Clone for Inputs<'_, Q, T> {
@@ -125,6 +128,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
             alibi: None,
             bias: None,
             sinks: None,
+            dropout: None,
         }
     }
 
@@ -180,6 +184,14 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
     /// value. Not part of a returned LSE.
     pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
         self.sinks = Some(sinks);
+        self
+    }
+
+    /// Drops probabilities, for training: from the output only, not from LSE, returned probabilities or metrics. Which are
+    /// dropped depends on the sequence's index, and so does the row: alone in its promises, it has other bits in another
+    /// place of a batch.
+    pub fn dropout(mut self, dropout: Dropout) -> Self {
+        self.dropout = Some(dropout);
         self
     }
 

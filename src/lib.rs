@@ -17,6 +17,7 @@ extern crate self as lucid_attention; // the integration tests' modules name the
 
 mod alibi;
 mod cache;
+mod dropout;
 mod element;
 mod error;
 mod exact;
@@ -50,6 +51,7 @@ pub mod viz;
 
 pub use alibi::alibi_slopes;
 pub use cache::KvCache;
+pub use dropout::Dropout;
 pub use element::{DType, Element};
 pub use error::AttentionError;
 pub use explain::{Explanation, KeyPath};

@@ -7,6 +7,7 @@
 //!             t = q' . k                                 kernel::score
 //!             t = cap, ALiBi, bias                       crate::score
 //!             p = exp2(t - m), l += p, a *= rescale      crate::softmax
+//!             p = p / (1 - rate) or 0                    crate::dropout, in training
 //!             a += p . v                                 kernel::value
 //!     merge the split's states into the total
 //! out = a / l
@@ -29,6 +30,7 @@ use super::partials::Partials;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Tier, TierKernel};
 use super::workspace::Scratch;
+use crate::dropout::drop_weights;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
@@ -226,6 +228,11 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         }
         if call.problem.v_dim == 0 {
             continue;
+        }
+        if let Some(dropout) = &call.dropout {
+            for (row, weights) in rows.iter().zip(scores.chunks_mut(TILE)) {
+                drop_weights(isa, dropout, row.mask, tile.start, weights, shape.columns.clone());
+            }
         }
         let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
         E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);

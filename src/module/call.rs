@@ -19,6 +19,8 @@ pub struct ModuleInputs<'a> {
     pub(crate) bias: Option<AnyView<'a>>,
     pub(crate) q_start: Option<QueryStart<'a>>,
     pub(crate) ragged: Option<Ragged<'a>>,
+    /// The seed of what training drops.
+    pub(crate) training: Option<u64>,
 }
 
 /// Where keys and values come from.
@@ -47,7 +49,7 @@ impl<'a> ModuleInputs<'a> {
     }
 
     fn of(query: Tensor<'a>, keys: KeySource<'a>) -> Self {
-        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None }
+        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None, training: None }
     }
 
     /// Which keys each query may attend to, beside what the configuration says.
@@ -71,6 +73,13 @@ impl<'a> ModuleInputs<'a> {
     /// The token axes, of a batch of 1, hold several sequences.
     pub fn ragged(mut self, ragged: Ragged<'a>) -> Self {
         self.ragged = Some(ragged);
+        self
+    }
+
+    /// Drops probabilities at the configuration's rate, as training does: each call of a step with a seed of its own, and
+    /// the same seed for what is dropped again. Returned probabilities and metrics are those before, as in Keras.
+    pub fn training(mut self, seed: u64) -> Self {
+        self.training = Some(seed);
         self
     }
 }

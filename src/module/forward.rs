@@ -11,6 +11,7 @@ use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
 use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
 use crate::cache::KvCache;
+use crate::dropout::Dropout;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
@@ -270,6 +271,7 @@ impl MultiHeadAttention {
             mask: self.mask(inputs.mask)?,
             scale: self.config.scale,
             softcap: self.config.softcap,
+            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
             ..attend
         };
 

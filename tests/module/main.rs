@@ -8,6 +8,7 @@ mod metrics;
 mod policies;
 mod reference;
 mod sequence;
+mod training;
 mod weights;
 
 use lucid_attention::Level;
