@@ -65,6 +65,7 @@ fn statistics() {
 /// every mask of [`Rules::FEW`].
 #[test]
 fn weights_are_dropped_and_scaled() {
+    let (mut kept, mut dropped) = (0, 0);
     for (seed, rules) in Rules::FEW.into_iter().enumerate() {
         let kv_len = 300;
         let case =
@@ -83,8 +84,9 @@ fn weights_are_dropped_and_scaled() {
             assert_same(&got.lse, &without.lse, &format!("{level}: LSE"));
             assert_same(&got.row_max, &without.row_max, &format!("{level}: row_max"));
             assert_same(&got.scores, &without.scores, &format!("{level}: probabilities"));
-            let tolerance = if bf16_dot { 2f32.powi(-7) } else { 1e-6 };
-            let (mut kept, mut dropped) = (0, 0);
+            // Relative, and what is lost below normal numbers: a few of their spacings, or all of them.
+            let (tolerance, lost) =
+                if bf16_dot { (2f32.powi(-7), 2.0 * f32::MIN_POSITIVE) } else { (1e-6, 5e-45) };
             reference::for_each_row(&plain.dropout(dropout), |row| {
                 let [b, h, i] = row.index;
                 let at = ((b * 4 + h) * 9 + i) * kv_len;
@@ -95,16 +97,19 @@ fn weights_are_dropped_and_scaled() {
                         dropped += usize::from(score.attended);
                     } else {
                         let want = p / 0.7;
-                        assert!((weight - want).abs() <= tolerance * want, "{level}: {weight} and {want}");
+                        assert!(
+                            (weight - want).abs() <= tolerance * want + lost,
+                            "{level}: {weight} and {want}"
+                        );
                         kept += 1;
                     }
                 }
             })
             .expect("operands that fit");
-            let share = dropped as f64 / (kept + dropped) as f64;
-            assert!((share - 0.3).abs() < 0.05, "{level}: {share} of {} dropped", kept + dropped);
         }
     }
+    let share = dropped as f64 / (kept + dropped) as f64;
+    assert!(kept > 10_000 && (share - 0.3).abs() < 0.01, "{share} of {} dropped", kept + dropped);
 }
 
 /// Against the reference, which asks [`Dropout::keeps`], for every option, in all types and layouts.
