@@ -123,6 +123,7 @@ fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// Ten rounds, on `N` counters side by side, word by word.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "lanes of four arrays at once")]
 fn rounds<const N: usize>(counters: &mut [[u32; N]; 4], mut key: [u32; 2]) {
     const ROUNDS: usize = 10;
     const MULTIPLIERS: [u64; 2] = [0xd251_1f53, 0xcd9e_8d57];
