@@ -28,7 +28,8 @@ pub struct ModuleOptions {
     pub plan: PlanOptions,
     /// What becomes of inputs that are not as they should be.
     pub policies: InputPolicies,
-    /// What to measure of every call, if anything: [`MultiHeadAttention::metrics`].
+    /// What to measure of every call, if anything: [`MultiHeadAttention::metrics`]. Each call then ends with a lock, held while
+    /// its rows are added to the totals.
     pub metrics: Option<MetricsOptions>,
 }
 
