@@ -187,9 +187,8 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
         self
     }
 
-    /// Drops probabilities, for training: from the output only, not from LSE, returned probabilities or metrics. Which are
-    /// dropped depends on the sequence's index, and so does the row: alone in its promises, it has other bits in another
-    /// place of a batch.
+    /// Drops probabilities, for training: from the output only, not from LSE, returned probabilities or metrics. What is
+    /// dropped depends on the sequence's index: a row has other bits in another place of the batch, by this option alone.
     pub fn dropout(mut self, dropout: Dropout) -> Self {
         self.dropout = Some(dropout);
         self

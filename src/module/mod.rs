@@ -22,7 +22,7 @@
 //! layer norm by a few `u` of what it divides.
 //!
 //! The order of operations is fixed from end to end, so a token's output does not depend on threads, batch neighbours or
-//! workspaces, and is the same on AVX2 as on AVX-512.
+//! workspaces, and is the same on AVX2 as on AVX-512. (What training drops depends on the place in the batch.)
 
 pub(crate) mod activation;
 mod call;
