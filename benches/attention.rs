@@ -3,7 +3,8 @@
 //!
 //! Ids read `<group>/<kernel>/<level>/<dtype>/b1_h8_kv8_q512_k512_d64_causal`; throughput is in floating-point operations
 //! (prefill, small) or bytes of keys and values (decode). Baselines stand in the same group: `naive` (loops over the
-//! formula) and `unfused` (two matrix products by the `matrixmultiply` crate around a softmax).
+//! formula) and `unfused` (two matrix products by the `matrixmultiply` crate around a softmax). The group `metrics` has what
+//! is measured in place of the kernel: nothing, what the one pass gives, and all there is.
 
 #[path = "common/baselines.rs"]
 mod baselines;
@@ -17,8 +18,8 @@ use criterion::{
 };
 use half::{bf16, f16};
 use lucid_attention::{
-    Element, Inputs, KeyPanels, Keys, Level, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View,
-    ViewMut,
+    Element, Inputs, KeyPanels, Keys, Level, Mask, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
+    Problem, QueryStart, View, ViewMut,
     reference::{self, Answer},
 };
 use std::hint::black_box;
@@ -104,6 +105,42 @@ fn levels<T: Element>(group: &mut BenchmarkGroup<'_, WallTime>, case: &Case, in_
     }
 }
 
+/// What metrics cost.
+fn metrics(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("metrics");
+    group.sample_size(10);
+    let case = case([2, 2], [2048, 2048], 64, false);
+    group.throughput(Throughput::Elements(case.operations()));
+    let tensors = Tensors::<f32>::new(&case);
+    let keys = Keys::Rows(View::new(&tensors.k, case.kv_shape()).expect("k fits its shape"));
+    let inputs = inputs(&case, &tensors, keys);
+    let answer = reference::attention(&inputs).expect("the reference");
+    let entropy = MetricsOptions::default();
+    let all =
+        MetricsOptions { top_k: Some(16), first_keys: Some(4), distance: true, ..MetricsOptions::SPECIFIED };
+    for level in Level::available() {
+        let options = PlanOptions { level: Some(level), ..PlanOptions::default() };
+        let plan = Plan::with_options(&Problem::of(&inputs), &options).expect("a plan");
+        let mut workspace = plan.workspace().expect("a workspace");
+        let mut out = vec![0.0; case.q_shape().iter().product()];
+        for (name, measured) in [("off", None), ("entropy", Some(entropy)), ("all", Some(all))] {
+            let metrics =
+                measured.map(|options| Metrics::new(options, case.q_heads, case.q_heads * case.q_len));
+            let mut metrics = metrics.transpose().expect("memory");
+            let mut call = |out: &mut [f32]| {
+                let outputs = Outputs::new(ViewMut::new(out, case.q_shape()).expect("out fits its shape"));
+                let outputs = metrics.iter_mut().fold(outputs, |outputs, metrics| outputs.metrics(metrics));
+                plan.run(black_box(&inputs), outputs, &mut workspace).expect("a checked call");
+            };
+            call(&mut out);
+            check(&case, &out, &answer);
+            let id = BenchmarkId::new(format!("{name}/{level}/f32"), case);
+            group.bench_function(id, |bencher| bencher.iter(|| call(&mut out)));
+        }
+    }
+    group.finish();
+}
+
 /// Computes a case into its output.
 type Baseline = fn(&Case, &Tensors<f32>, &mut [f32]);
 
@@ -137,5 +174,5 @@ fn check<Q: Element>(case: &Case, out: &[Q], answer: &Answer) {
     assert!(worst <= tolerance, "{case}: off by {worst}, more than {tolerance}");
 }
 
-criterion_group!(benches, prefill, decode, small);
+criterion_group!(benches, prefill, decode, small, metrics);
 criterion_main!(benches);

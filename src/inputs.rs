@@ -1,7 +1,9 @@
 //! What a call reads and what it writes.
 
+use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::mask::Mask;
+use crate::metrics::Metrics;
 use crate::panels::KeyPanels;
 use crate::view::{AnyView, View, ViewMut};
 
@@ -84,6 +86,7 @@ impl<'a, T: Element> From<&'a KeyPanels<T>> for Keys<'a, T> {
 /// s = s - alibi[h] * |q_pos - k_pos| + bias[h, i, j]    if alibi, bias
 /// s = -inf                                              where the mask or a bias of -inf removes the key
 /// p = exp(s) / (sum_j exp(s) + exp(sinks[h]))           the sink only if given
+/// p = p / (1 - rate) or 0                               if dropout, which comes after all but the output
 /// out[h, i] = sum_j p[j] * v[g, j]                      over the keys left; +0 if there is none
 /// ```
 #[derive(Debug)]
@@ -99,6 +102,7 @@ pub struct Inputs<'a, Q, T: Element> {
     pub(crate) alibi: Option<&'a [f32]>,
     pub(crate) bias: Option<AnyView<'a>>,
     pub(crate) sinks: Option<&'a [f32]>,
+    pub(crate) dropout: Option<Dropout>,
 }
 
 impl<Q, T: Element> Clone for Inputs<'_, Q, T> {
@@ -124,6 +128,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
             alibi: None,
             bias: None,
             sinks: None,
+            dropout: None,
         }
     }
 
@@ -179,6 +184,13 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
     /// value. Not part of a returned LSE.
     pub fn sinks(mut self, sinks: &'a [f32]) -> Self {
         self.sinks = Some(sinks);
+        self
+    }
+
+    /// Drops probabilities, for training: from the output only, not from LSE, returned probabilities or metrics. What is
+    /// dropped depends on the sequence's index: a row has other bits in another place of the batch, by this option alone.
+    pub fn dropout(mut self, dropout: Dropout) -> Self {
+        self.dropout = Some(dropout);
         self
     }
 
@@ -280,12 +292,13 @@ pub struct Outputs<'a, Q> {
     pub(crate) lse: Option<&'a mut [f32]>,
     pub(crate) row_max: Option<&'a mut [f32]>,
     pub(crate) scores: Option<Scores<'a>>,
+    pub(crate) metrics: Option<&'a mut Metrics>,
 }
 
 impl<'a, Q: Element> Outputs<'a, Q> {
     /// `out`: `[batch, q_heads, q_len, v_dim]`, any strides that keep elements apart.
     pub fn new(out: ViewMut<'a, Q>) -> Self {
-        Self { out, lse: None, row_max: None, scores: None }
+        Self { out, lse: None, row_max: None, scores: None, metrics: None }
     }
 
     /// The natural logarithm of the sum of `exp(score)` over the keys left, without the sink: `[batch, q_heads,
@@ -305,6 +318,12 @@ impl<'a, Q: Element> Outputs<'a, Q> {
     /// Scores at some stage.
     pub fn scores(mut self, scores: Scores<'a>) -> Self {
         self.scores = Some(scores);
+        self
+    }
+
+    /// Metrics of each row, added to the running totals of each head: see [`Metrics`].
+    pub fn metrics(mut self, metrics: &'a mut Metrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 }

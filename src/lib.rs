@@ -17,6 +17,7 @@ extern crate self as lucid_attention; // the integration tests' modules name the
 
 mod alibi;
 mod cache;
+mod dropout;
 mod element;
 mod error;
 mod exact;
@@ -30,6 +31,7 @@ mod kernel;
 mod mask;
 pub mod math;
 mod merge;
+mod metrics;
 pub mod module;
 mod panels;
 mod parallel;
@@ -50,6 +52,7 @@ pub mod viz;
 
 pub use alibi::alibi_slopes;
 pub use cache::KvCache;
+pub use dropout::Dropout;
 pub use element::{DType, Element};
 pub use error::AttentionError;
 pub use explain::{Explanation, KeyPath};
@@ -57,6 +60,7 @@ pub use inputs::{Inputs, Keys, OnnxNumbering, Outputs, QueryStart, Ragged, Score
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};
 pub use merge::merge;
+pub use metrics::{HeadMetrics, Metrics, MetricsOptions, RowMetrics, Spread};
 pub use panels::KeyPanels;
 pub use plan::{Plan, PlanOptions, Workspace, attention};
 pub use problem::Problem;

@@ -6,12 +6,13 @@ use crate::error::AttentionError;
 use crate::exact::call::{Call, Order};
 use crate::exact::finish::Targets;
 use crate::exact::grid::Grid;
+use crate::exact::measure::Measures;
 use crate::exact::partials::partials_len;
-use crate::exact::scores::ScoreTargets;
+use crate::exact::scores::{ScoreTargets, Written};
 use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, ScratchSizes, WorkspaceParts};
 use crate::explain::Explanation;
-use crate::inputs::{Inputs, Outputs, Scores};
+use crate::inputs::{Inputs, Outputs, ScoreStage, Scores};
 use crate::isa::{Bf16Level, Level};
 use crate::parallel;
 use crate::problem::Problem;
@@ -204,7 +205,7 @@ impl Plan {
     ) -> Result<(), AttentionError> {
         let call = Call::new(&self.problem, self.order, inputs)?;
         self.check_workspace(workspace)?;
-        let Outputs { out, lse, row_max, scores } = outputs;
+        let Outputs { out, lse, row_max, scores, mut metrics } = outputs;
         let [batch, q_heads, q_len, _] = inputs.q().shape();
         check_output("out", &out, inputs.output_shape())?;
         let per_row = |operand, values: Option<_>| {
@@ -212,12 +213,19 @@ impl Plan {
         };
         let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
         let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
+        let options = metrics.as_ref().map(|metrics| *metrics.options());
+        let measured = metrics.as_mut().map(|metrics| metrics.room([batch, q_heads, q_len])).transpose()?;
+        let measured = measured.map(|rows| ViewMut::new(rows, [batch, q_heads, q_len, 1])).transpose()?;
+        let measured = measured.map(SharedRows::new);
         // The sizes of an empty output are not bound by memory: there may be more rows than anyone can visit.
-        let rows_wanted = !inputs.output_shape().contains(&0) || lse.is_some() || row_max.is_some();
-        let scores = scores.filter(|scores| !scores.out.is_empty());
-        let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max };
+        let rows_wanted = [lse, row_max].iter().any(Option::is_some) || measured.is_some();
+        let rows_wanted = rows_wanted || !inputs.output_shape().contains(&0);
+        let scores = scores.filter(|scores| !scores.is_empty());
+        let call = Call { measures: options.as_ref().map(Measures::new), ..call };
+        let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max, metrics: measured };
 
         if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && scores.is_none() {
+            metrics.into_iter().for_each(|metrics| metrics.count(0, q_len));
             return Ok(());
         }
         let Workspace { workers, partials, .. } = workspace;
@@ -231,6 +239,21 @@ impl Plan {
         if let Some(scores) = scores {
             T::run_scores(self.engine, &call, &scores, workers);
         }
+        if let (Some(options), Some(rows)) = (options, measured)
+            && options.needs_probabilities()
+        {
+            let details = ScoreTargets {
+                stage: ScoreStage::Softmax,
+                written: Written::Metrics { rows, options },
+                heads: None,
+                rows: None,
+                batch,
+                head_count: q_heads,
+                row_count: q_len,
+            };
+            T::run_scores(self.engine, &call, &details, workers);
+        }
+        metrics.into_iter().for_each(|metrics| metrics.count(batch * q_heads * q_len, q_len));
         Ok(())
     }
 
@@ -309,7 +332,8 @@ fn score_targets<'a, Q: Element, T: Element>(
     let head_count = chosen("scores.heads", heads, q_heads)?;
     let row_count = chosen("scores.rows", rows, q_len)?;
     check_output("scores", &out, [batch, head_count, row_count, inputs.k().shape()[2]])?;
-    Ok(ScoreTargets { stage, out: SharedRows::new(out), heads, rows, batch, head_count, row_count })
+    let written = Written::Scores(SharedRows::new(out));
+    Ok(ScoreTargets { stage, written, heads, rows, batch, head_count, row_count })
 }
 
 /// Attention in one call: plans, allocates and runs. Returns `[batch, q_heads, q_len, v_dim]`, contiguous.

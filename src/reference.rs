@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! rows(inputs):  for each sequence, query head, query:     q [head_dim]   k [keys, head_dim]   v [keys, v_dim]
-//!                    for each key:                         raw -> capped -> - alibi + bias      attended?
-//! attention:         row_max, lse, p = exp(s - max) / sum, out = sum p v
+//!                    for each key:                         raw -> capped -> - alibi + bias      attended? kept?
+//! attention:         row_max, lse, p = exp(s - max) / sum, out = sum kept p v
 //! scores:            any of the stages, [batch, q_heads, q_len, kv_len]
 //! ```
 //!
 //! It reads like the formula, materialises everything, and shares no helper with the kernels; of the mask it asks
-//! [`Mask::allows`](crate::Mask::allows) and nothing else. Use it to check results, to teach, and to debug; it is
+//! [`Mask::allows`](crate::Mask::allows) and nothing else, of dropout [`Dropout::keeps`](crate::Dropout::keeps). Use it to check results, to teach, and to debug; it is
 //! slow, allocates freely and runs on one thread.
 //!
 //! All arithmetic is `f64` on the exactly widened operands. It does **not** emulate `f32`: where a logit or an
@@ -79,6 +79,8 @@ pub struct Score {
     pub bias: f64,
     /// Whether neither the mask nor a bias of -inf removes the key.
     pub attended: bool,
+    /// What dropout multiplies the probability by: 0, or `1 / (1 - rate)`; 1 without dropout.
+    pub dropout: f64,
 }
 
 impl Score {
@@ -122,7 +124,7 @@ pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<An
         let out = &mut answer.out[at * v_dim..][..v_dim];
         for (key, p) in probabilities(row).enumerate().filter(|&(key, _)| row.scores[key].attended) {
             for (out, v) in out.iter_mut().zip(&row.v[key * v_dim..]) {
-                *out += p * v;
+                *out += row.scores[key].dropout * p * v;
             }
         }
     })?;
@@ -227,7 +229,10 @@ fn score<Q, T: Element>(inputs: &Inputs<'_, Q, T>, cell: Cell, raw: f64) -> Scor
         f64::from(bias.get([0, 1, 2, 3].map(repeated)).unwrap_or(f32::NAN))
     });
     let attended = inputs.mask.allows(cell) && bias != f64::NEG_INFINITY;
-    Score { raw, capped, distance, alibi, bias, attended }
+    let dropout = inputs
+        .dropout
+        .map_or(1.0, |dropout| if dropout.keeps(cell) { 1.0 / (1.0 - f64::from(dropout.rate)) } else { 0.0 });
+    Score { raw, capped, distance, alibi, bias, attended, dropout }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

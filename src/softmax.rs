@@ -172,16 +172,29 @@ pub(crate) fn raise_maxima<'a, I: Isa>(
     factors
 }
 
+/// What else is summed up while a row is weighed.
+pub(crate) trait Observe<I: Isa> {
+    /// Takes a vector of weights and what they are the powers of; both 0 where removed. Vector `part` of 16 columns.
+    fn observe(&mut self, isa: I, part: usize, exponent: I::F, weight: I::F);
+}
+
+/// Nothing.
+impl<I: Isa> Observe<I> for () {
+    #[inline(always)]
+    fn observe(&mut self, _isa: I, _part: usize, _exponent: I::F, _weight: I::F) {}
+}
+
 /// Turns one row's scores of a tile into weights under its maximum, in place, and adds them to its sum, rescaled by
 /// `factor` first. `columns` and `bits` as in [`tile_max`].
 #[inline(always)]
-pub(crate) fn weigh_row<I: Isa>(
+pub(crate) fn weigh_row<I: Isa, O: Observe<I>>(
     isa: I,
     state: &mut RowState,
     factor: f32,
     scores: &mut [f32],
     columns: Range<usize>,
     bits: Option<&TileBits>,
+    observer: &mut O,
 ) {
     let shift = isa.splat(shift(state.max));
     let zero = isa.splat(0.0);
@@ -195,8 +208,10 @@ pub(crate) fn weigh_row<I: Isa>(
             for scores in scores[columns].chunks_exact_mut(SUM_LANES) {
                 for part in 0..SUM_LANES / I::LANES {
                     let scores = &mut scores[part * I::LANES..];
-                    let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
+                    let exponent = isa.sub(isa.load(scores), shift);
+                    let weight = math::vector::exp2(isa, exponent);
                     sum[part] = isa.add(sum[part], weight);
+                    observer.observe(isa, part, exponent, weight);
                     isa.store(weight, scores);
                 }
             }
@@ -207,9 +222,12 @@ pub(crate) fn weigh_row<I: Isa>(
                 for part in 0..SUM_LANES / I::LANES {
                     let column = column + part * I::LANES;
                     let scores = &mut scores[column..];
-                    let weight = math::vector::exp2(isa, isa.sub(isa.load(scores), shift));
+                    let exponent = isa.sub(isa.load(scores), shift);
+                    let weight = math::vector::exp2(isa, exponent);
                     let allowed = mask_at(isa, bits, column);
-                    sum[part] = isa.add(sum[part], isa.select(allowed, weight, zero));
+                    let kept = isa.select(allowed, weight, zero);
+                    sum[part] = isa.add(sum[part], kept);
+                    observer.observe(isa, part, isa.select(allowed, exponent, zero), kept);
                     isa.store(isa.select(allowed, weight, isa.splat(REMOVED)), scores);
                 }
             }

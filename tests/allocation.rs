@@ -6,8 +6,8 @@ mod counting;
 use counting::allocations;
 use half::{bf16, f16};
 use lucid_attention::{
-    Element, Inputs, KeyPanels, Keys, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged,
-    ScoreStage, Scores, View, ViewMut,
+    Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
+    Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
 };
 
 /// One call of every kind, on `plan`'s threads.
@@ -52,6 +52,8 @@ fn calls<Q: Element, T: Element>(threads: usize) {
         let mut out = vec![Q::default(); count(shapes[0])];
         let (mut lse, mut row_max) = (vec![0.0; batch * heads * q_len], vec![0.0; batch * heads * q_len]);
         let mut scores = vec![0.0; batch * kv_len];
+        let options = MetricsOptions { top_k: Some(5), distance: true, ..MetricsOptions::SPECIFIED };
+        let mut metrics = Metrics::new(options, heads, batch * heads * q_len).expect("memory");
         for (index, inputs) in kinds.iter().enumerate() {
             let [batch, ..] = inputs.q().shape();
             let rows = batch * heads * q_len;
@@ -61,7 +63,8 @@ fn calls<Q: Element, T: Element>(threads: usize) {
                 let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("sized to its shape"))
                     .lse(&mut lse[..rows])
                     .row_max(&mut row_max[..rows])
-                    .scores(Scores::new(ScoreStage::Softmax, scores).heads(&[1]).rows(&[0]));
+                    .scores(Scores::new(ScoreStage::Softmax, scores).heads(&[1]).rows(&[0]))
+                    .metrics(&mut metrics);
                 plan.run(inputs, outputs, &mut workspace).expect("a valid call");
             };
             call();
@@ -81,6 +84,7 @@ fn module_calls(threads: usize) {
     let options = ModuleOptions {
         plan: PlanOptions { max_threads: Some(threads), ..PlanOptions::default() },
         policies: InputPolicies { not_finite: NotFinite::ZeroToken, wrong_dim: WrongDim::PadTruncate },
+        metrics: Some(MetricsOptions::SPECIFIED),
     };
     let module = MultiHeadAttention::with_options(config, &weights, options).expect("valid parts");
     let mut workspace = ModuleWorkspace::new();

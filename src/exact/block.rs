@@ -7,6 +7,7 @@
 //!             t = q' . k                                 kernel::score
 //!             t = cap, ALiBi, bias                       crate::score
 //!             p = exp2(t - m), l += p, a *= rescale      crate::softmax
+//!             p = p / (1 - rate) or 0                    crate::dropout, in training
 //!             a += p . v                                 kernel::value
 //!     merge the split's states into the total
 //! out = a / l
@@ -24,10 +25,12 @@
 
 use super::call::{Call, Order};
 use super::finish::{Targets, finish_row};
+use super::measure::{Measures, PartSums, RowSums, weigh_measured};
 use super::partials::Partials;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Tier, TierKernel};
 use super::workspace::Scratch;
+use crate::dropout::drop_weights;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
@@ -82,15 +85,18 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
         let BlockKernel { call, block, scratch, end } = self;
         prepare_rows::<I, E, T>(isa, call, block, scratch);
         compute::<I, E, T>(isa, call, block, scratch);
-        let Scratch { rows, total, acc_stride, .. } = scratch;
+        let Scratch { rows, sums, total, acc_stride, .. } = scratch;
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
+            let sums = sums.get(index).map_or(PartSums::EMPTY, |sums| sums.total);
             // SAFETY: a call's blocks partition its rows (those of a unit's splits: its parts), and a block is one
             // task's, see `grid`.
             unsafe {
                 match &end {
-                    End::Finish(targets) => finish_row(isa, call, &block.sequence, row, acc, targets),
+                    End::Finish(targets) => {
+                        finish_row(isa, call, &block.sequence, (row, &sums), acc, targets)
+                    }
                     End::Keep { partials, unit, split } => {
-                        partials.put([*unit, *split, index], &row.total, acc);
+                        partials.put([*unit, *split, index], (&row.total, &sums), acc);
                     }
                 }
             }
@@ -130,6 +136,8 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
     scratch: &mut Scratch,
 ) {
     describe_rows(call, block, &mut scratch.rows);
+    scratch.sums.clear();
+    scratch.sums.resize(call.measures.map_or(0, |_| scratch.rows.len()), RowSums::EMPTY);
     for (index, row) in scratch.rows.iter().enumerate() {
         E::pack_query(isa, call, &block.sequence, row, index, &mut scratch.operands);
     }
@@ -188,6 +196,7 @@ fn reset(scratch: &mut Scratch) {
     for row in rows {
         row.state = RowState::EMPTY;
     }
+    scratch.sums.iter_mut().for_each(RowSums::reset);
 }
 
 /// Takes one tile's keys into all rows.
@@ -201,7 +210,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     core: &Range<usize>,
 ) {
     let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
-    let Scratch { operands, rows, scores, bits, acc, acc_stride, .. } = scratch;
+    let Scratch { operands, rows, sums, scores, bits, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     E::enter_tile(isa, source, operands, &tile);
     let accs = acc.chunks_mut(MAX_ROWS * acc_stride);
@@ -209,8 +218,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let shape = if whole { Some(GroupShape::whole(tile.len())) } else { GroupShape::new(rows, &tile) };
         let Some(shape) = shape else { continue };
         let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
-        E::score_group(isa, source, operands, group, &tile, &shape.columns, scores);
-        let (factors, scattered) = weigh_group(isa, call, rows, &tile, &shape, scores, bits);
+        E::score_group(isa, source, operands, group.clone(), &tile, &shape.columns, scores);
+        let measured = call.measures.map(|measures| (measures, &mut sums[group]));
+        let (factors, scattered) = weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
@@ -219,6 +229,11 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if call.problem.v_dim == 0 {
             continue;
         }
+        if let Some(dropout) = &call.dropout {
+            for (row, weights) in rows.iter().zip(scores.chunks_mut(TILE)) {
+                drop_weights(isa, dropout, row.mask, tile.start, weights, shape.columns.clone());
+            }
+        }
         let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
         E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);
     }
@@ -226,12 +241,12 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
 
 /// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
 /// factors by which what the rows accumulated before has to be rescaled, and whether some row's keys are anything but one
-/// interval.
+/// interval. Rows that are measured come with their sums.
 #[inline(always)]
 pub(crate) fn weigh_group<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
-    rows: &mut [BlockRow],
+    (rows, measured): (&mut [BlockRow], Option<(Measures, &mut [RowSums])>),
     tile: &Range<usize>,
     shape: &GroupShape,
     scores: &mut [f32],
@@ -248,9 +263,18 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
         maxima[r] = tile_max(isa, scores, columns.clone(), visible[r].masked(&bits[r]));
     }
     let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
-    for (r, row) in rows.iter_mut().enumerate() {
-        let scores = &mut scores[r * TILE..][..TILE];
-        weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), visible[r].masked(&bits[r]));
+    if let Some((measures, sums)) = measured {
+        for (r, row) in rows.iter_mut().zip(sums).enumerate() {
+            let scores = &mut scores[r * TILE..][..TILE];
+            let bits = visible[r].masked(&bits[r]);
+            weigh_measured(isa, measures, row, factors[r], tile.start, scores, columns.clone(), bits);
+        }
+    } else {
+        for (r, row) in rows.iter_mut().enumerate() {
+            let scores = &mut scores[r * TILE..][..TILE];
+            let bits = visible[r].masked(&bits[r]);
+            weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), bits, &mut ());
+        }
     }
     let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
     (factors, scattered)
@@ -376,6 +400,9 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
 #[inline(always)]
 fn close_split<I: Isa>(isa: I, scratch: &mut Scratch, first: bool) {
     let acc_stride = scratch.acc_stride;
+    for (sums, row) in scratch.sums.iter_mut().zip(&scratch.rows) {
+        sums.close(isa, &row.total, &row.state.fold(isa));
+    }
     if first {
         std::mem::swap(&mut scratch.acc, &mut scratch.total);
         for row in &mut scratch.rows {

@@ -1,6 +1,8 @@
 //! A call's operands, checked and resolved: what the engine works from.
 
+use super::measure::Measures;
 use super::sequence::Sequences;
+use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys};
@@ -35,6 +37,10 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) rules: ScoreRules<'a>,
     pub(crate) sequences: Sequences<'a>,
     pub(crate) sinks: Option<&'a [f32]>,
+    /// Of a rate above 0.
+    pub(crate) dropout: Option<Dropout>,
+    /// What to sum up for metrics.
+    pub(crate) measures: Option<Measures>,
     /// An estimate of the work from sizes and masks' intervals: multiply-adds, and bytes of keys and values.
     pub(crate) work: [f64; 2],
 }
@@ -69,6 +75,7 @@ impl<'a, T: Element> Call<'a, T> {
         if let Some(sinks) = inputs.sinks {
             check_per_head("sinks", limits, sinks.len())?;
         }
+        inputs.dropout.map_or(Ok(()), |dropout| dropout.validate())?;
         let problem = Problem { max_q_len: longest_q, max_kv_len: longest_kv, ..*limits };
         let call = Self {
             problem,
@@ -80,6 +87,8 @@ impl<'a, T: Element> Call<'a, T> {
             rules,
             sequences,
             sinks: inputs.sinks,
+            dropout: inputs.dropout.filter(|dropout| dropout.rate > 0.0),
+            measures: None,
             work: [0.0; 2],
         };
         Ok(Self { work: call.estimate(), ..call })

@@ -2,11 +2,13 @@
 
 use super::block::BlockRow;
 use super::call::Call;
+use super::measure::{PartSums, row_metrics};
 use super::sequence::Sequence;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::pack::{scale_row, store_row};
 use crate::math;
+use crate::metrics::RowMetrics;
 use crate::rows::{AnyRows, SharedRows};
 use crate::score::in_log2;
 use crate::softmax::{Partial, exp2, larger, rescale, shift};
@@ -20,6 +22,8 @@ pub(crate) struct Targets<'a> {
     pub(crate) lse: Option<SharedRows<'a, f32>>,
     /// `[batch, q_heads, q_len, 1]`.
     pub(crate) row_max: Option<SharedRows<'a, f32>>,
+    /// `[batch, q_heads, q_len, 1]`, if the call measures.
+    pub(crate) metrics: Option<SharedRows<'a, RowMetrics>>,
 }
 
 /// The state with the sink in it, and the factor of the output row.
@@ -41,22 +45,21 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     sequence: &Sequence,
-    row: &BlockRow,
+    (row, sums): (&BlockRow, &PartSums),
     acc: &mut [f32],
     targets: &Targets<'_>,
 ) {
     let place = (sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
     let state = &row.total.finished();
-    let mut divisor = 1.0;
+    let (mut end, mut factor, mut divisor) = (*state, 1.0, 1.0);
     if state.seen {
-        divisor = state.sum;
         if let Some(sinks) = call.sinks {
-            let (with_sink, factor) = with_sink(isa, state, sinks[row.mask.q_head]);
+            (end, factor) = with_sink(isa, state, sinks[row.mask.q_head]);
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
             }
-            divisor = with_sink.sum;
         }
+        divisor = end.sum;
     } else {
         acc.fill(0.0);
     }
@@ -74,6 +77,10 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
         }
         if let Some(rows) = &targets.row_max {
             put(rows, place, max);
+        }
+        if let (Some(rows), Some(measures)) = (&targets.metrics, call.measures) {
+            let metrics = row_metrics(isa, measures, sums, state, (&end, factor));
+            put(rows, place, RowMetrics { all_keys: sequence.key_count, ..metrics });
         }
     }
 }
@@ -100,7 +107,7 @@ unsafe fn store<I: Isa, Q: Element>(
 
 /// # Safety
 /// - As [`SharedRows::row`].
-unsafe fn put(rows: &SharedRows<'_, f32>, (b, h, t): (usize, usize, usize), value: f32) {
+unsafe fn put<V>(rows: &SharedRows<'_, V>, (b, h, t): (usize, usize, usize), value: V) {
     // SAFETY: this function's own.
     if let [slot] = unsafe { rows.row(b, h, t) } {
         *slot = value;

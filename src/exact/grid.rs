@@ -7,6 +7,7 @@
 use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
 use super::finish::{Targets, finish_row};
+use super::measure::PartSums;
 use super::partials::Partials;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
@@ -146,8 +147,9 @@ impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
         for (index, row) in rows.iter_mut().enumerate() {
             // SAFETY: units are merged one after another, when all tasks are done, and each has its own rows.
             unsafe {
-                row.total = self.partials.merge(isa, self.unit, self.splits, index, acc);
-                finish_row(isa, self.call, &self.block.sequence, row, acc, self.targets);
+                let mut sums = PartSums::EMPTY;
+                row.total = self.partials.merge(isa, self.unit, self.splits, index, (acc, &mut sums));
+                finish_row(isa, self.call, &self.block.sequence, (row, &sums), acc, self.targets);
             }
         }
     }

@@ -26,6 +26,7 @@
 //! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
 //! | `partials.rs` | states of splits that run side by side |
 //! | `finish.rs` | sinks, division, stores, LSE |
+//! | `measure.rs` | sums for metrics, beside those above |
 //! | `scores.rs` | scores and probabilities on request |
 //! | `workspace.rs` | scratch |
 
@@ -38,6 +39,7 @@ pub(crate) mod finish;
 pub(crate) mod fma;
 #[allow(unsafe_code, reason = "deals rows to tasks")]
 pub(crate) mod grid;
+pub(crate) mod measure;
 #[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;
 #[allow(unsafe_code, reason = "writes output rows")]

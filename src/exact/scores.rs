@@ -1,5 +1,6 @@
 //! Scores and probabilities on request, for chosen heads and rows: a pass of its own over the keys, with the kernels of
-//! the main one, so that nothing of size `q_len x kv_len` is held and the output's bits do not depend on it.
+//! the main one, so that nothing of size `q_len x kv_len` is held and the output's bits do not depend on it. Metrics that
+//! need the finished probabilities look at them here, a tile at a time.
 //!
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
@@ -7,6 +8,7 @@
 use super::block::{Block, BlockRow, GroupShape, Visible, describe_row, shape_row, weigh_group};
 use super::call::Call;
 use super::finish::with_sink;
+use super::measure::Details;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
@@ -15,18 +17,27 @@ use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits};
 use crate::math;
+use crate::metrics::{MetricsOptions, RowMetrics};
 use crate::parallel;
 use crate::rows::SharedRows;
 use crate::softmax::{Partial, RowState, mask_at, shift};
 use std::f32::consts::LN_2;
 use std::ops::Range;
 
+/// Where scores go.
+#[derive(Clone, Copy)]
+pub(crate) enum Written<'a> {
+    /// To `[batch, heads, rows, kv_len]`.
+    Scores(SharedRows<'a, f32>),
+    /// Nowhere: what [`Details`] makes of them goes to `[batch, heads, rows, 1]`.
+    Metrics { rows: SharedRows<'a, RowMetrics>, options: MetricsOptions },
+}
+
 /// What to write where.
 #[derive(Clone, Copy)]
 pub(crate) struct ScoreTargets<'a> {
     pub(crate) stage: ScoreStage,
-    /// `[batch, heads, rows, kv_len]`.
-    pub(crate) out: SharedRows<'a, f32>,
+    pub(crate) written: Written<'a>,
     /// The chosen query heads; `None` for all.
     pub(crate) heads: Option<&'a [usize]>,
     /// The chosen query tokens; `None` for all.
@@ -34,6 +45,16 @@ pub(crate) struct ScoreTargets<'a> {
     pub(crate) batch: usize,
     pub(crate) head_count: usize,
     pub(crate) row_count: usize,
+}
+
+impl ScoreTargets<'_> {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self.written {
+            Written::Scores(out) => out.is_empty(),
+            Written::Metrics { rows, .. } => rows.is_empty(),
+        }
+    }
 }
 
 /// Writes all that was asked for.
@@ -97,21 +118,39 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
         if targets.stage == ScoreStage::Softmax {
             sum_rows::<I, E, T>(isa, call, &source, scratch, &keys);
         }
+        let mut details = [Details::EMPTY; MAX_ROWS];
         for tile in tiles(call, &keys) {
             score_tile::<I, E, T>(isa, &source, scratch, &tile);
             let columns = 0..tile.len().next_multiple_of(16);
             let rows = scratch.rows.iter().zip(scratch.scores.chunks_mut(TILE));
             for (index, (row, scores)) in rows.enumerate() {
-                write_row(isa, call, targets.stage, row, &tile, columns.clone(), scores);
-                // SAFETY: tasks partition the chosen (head, row) pairs.
-                let out = unsafe { targets.out.row(sequence.batch, place.head, place.rows.start + index) };
-                out[tile.clone()].copy_from_slice(&scores[..tile.len()]);
+                let allowed = write_row(isa, call, targets.stage, row, &tile, columns.clone(), scores);
+                match &targets.written {
+                    Written::Scores(out) => {
+                        // SAFETY: tasks partition the chosen (head, row) pairs.
+                        let out = unsafe { out.row(sequence.batch, place.head, place.rows.start + index) };
+                        out[tile.clone()].copy_from_slice(&scores[..tile.len()]);
+                    }
+                    Written::Metrics { options, .. } => {
+                        details[index].add(isa, options, &scores[columns.clone()], &allowed);
+                    }
+                }
             }
         }
-        for index in place.rows {
-            // SAFETY: as above.
-            let out = unsafe { targets.out.row(sequence.batch, place.head, index) };
-            out[keys.end..].fill(if targets.stage == ScoreStage::Softmax { 0.0 } else { f32::NEG_INFINITY });
+        for (index, details) in place.rows.zip(&details) {
+            match &targets.written {
+                Written::Scores(out) => {
+                    // SAFETY: as above.
+                    let out = unsafe { out.row(sequence.batch, place.head, index) };
+                    let softmax = targets.stage == ScoreStage::Softmax;
+                    out[keys.end..].fill(if softmax { 0.0 } else { f32::NEG_INFINITY });
+                }
+                Written::Metrics { rows, options } => {
+                    // SAFETY: as above.
+                    let row = unsafe { rows.row(sequence.batch, place.head, index) };
+                    row.iter_mut().for_each(|row| details.write(options, row));
+                }
+            }
         }
     }
 }
@@ -153,7 +192,7 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
             }
         }
         let Scratch { rows, scores, bits, .. } = &mut *scratch;
-        weigh_group(isa, call, rows, &tile, &GroupShape::all_columns(tile.len()), scores, bits);
+        weigh_group(isa, call, (rows, None), &tile, &GroupShape::all_columns(tile.len()), scores, bits);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
@@ -176,7 +215,7 @@ fn close_split<I: Isa>(isa: I, row: &mut BlockRow) {
     row.state = RowState::EMPTY;
 }
 
-/// Turns scaled dot products of a tile into what the stage asks for.
+/// Turns scaled dot products of a tile into what the stage asks for; returns which columns it takes for keys of the row.
 #[inline(always)]
 fn write_row<I: Isa, T: Element>(
     isa: I,
@@ -186,7 +225,7 @@ fn write_row<I: Isa, T: Element>(
     tile: &Range<usize>,
     columns: Range<usize>,
     scores: &mut [f32],
-) {
+) -> TileBits {
     let (mut bits, mut visible) = (TileBits::default(), Visible::All);
     let Partial { max, sum, seen } = row.total;
     match stage {
@@ -212,4 +251,5 @@ fn write_row<I: Isa, T: Element>(
         };
         isa.store(isa.select(allowed, score, isa.splat(removed)), scores);
     }
+    bits
 }

@@ -16,6 +16,8 @@ pub(crate) struct Sequence {
     pub(crate) k_first: usize,
     /// Valid keys.
     pub(crate) kv_len: usize,
+    /// Keys, valid or not.
+    pub(crate) key_count: usize,
     /// Position of the first query.
     pub(crate) q_start: i64,
 }
@@ -120,6 +122,7 @@ impl<'a> Sequences<'a> {
             q_len: queries.len(),
             k_first: keys.start,
             kv_len,
+            key_count: keys.len(),
             q_start,
         }
     }

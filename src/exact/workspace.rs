@@ -2,6 +2,7 @@
 
 use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
+use super::measure::RowSums;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
@@ -25,6 +26,8 @@ pub(crate) struct Scratch {
     /// Output rows of the splits so far.
     pub(crate) total: AlignedBuf<f32>,
     pub(crate) rows: Vec<BlockRow>,
+    /// As many as rows where the call measures, none where it does not.
+    pub(crate) sums: Vec<RowSums>,
     /// Elements between output rows.
     pub(crate) acc_stride: usize,
 }
@@ -140,10 +143,11 @@ impl ScratchSizes {
 impl Scratch {
     pub(crate) fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let buffer = |len| AlignedBuf::zeroed("workspace", len);
-        let mut rows = Vec::new();
-        let error =
-            |_| AttentionError::OutOfMemory { what: "workspace", bytes: BLOCK_ROWS * size_of::<BlockRow>() };
+        let (mut rows, mut sums) = (Vec::new(), Vec::new());
+        let bytes = BLOCK_ROWS * (size_of::<BlockRow>() + size_of::<RowSums>());
+        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes };
         rows.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
+        sums.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
         Ok(Self {
             operands: Operands::new(sizes)?,
             scores: buffer(MAX_ROWS * TILE)?,
@@ -151,6 +155,7 @@ impl Scratch {
             acc: buffer(sizes.acc)?,
             total: buffer(sizes.acc)?,
             rows,
+            sums,
             acc_stride: sizes.acc_stride,
         })
     }

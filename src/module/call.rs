@@ -4,6 +4,7 @@ use super::tensor::Tensor;
 use crate::cache::KvCache;
 use crate::inputs::{QueryStart, Ragged, Scores};
 use crate::mask::Mask;
+use crate::metrics::Metrics;
 use crate::view::AnyView;
 
 /// What a call of a module reads.
@@ -19,6 +20,8 @@ pub struct ModuleInputs<'a> {
     pub(crate) q_start: Option<QueryStart<'a>>,
     pub(crate) ragged: Option<Ragged<'a>>,
     pub(crate) logit_scale: Option<f32>,
+    /// The seed of what training drops.
+    pub(crate) training: Option<u64>,
 }
 
 /// Where keys and values come from.
@@ -47,7 +50,16 @@ impl<'a> ModuleInputs<'a> {
     }
 
     fn of(query: Tensor<'a>, keys: KeySource<'a>) -> Self {
-        Self { query, keys, mask: Mask::NONE, bias: None, q_start: None, ragged: None, logit_scale: None }
+        Self {
+            query,
+            keys,
+            mask: Mask::NONE,
+            bias: None,
+            q_start: None,
+            ragged: None,
+            logit_scale: None,
+            training: None,
+        }
     }
 
     /// Which keys each query may attend to, beside what the configuration says.
@@ -82,24 +94,39 @@ impl<'a> ModuleInputs<'a> {
         self.logit_scale = Some(logit_scale);
         self
     }
+
+    /// Drops probabilities at the configuration's rate, as training does: each call of a step with a seed of its own, and
+    /// the same seed for what is dropped again. Returned probabilities and metrics are those before, as in Keras.
+    pub fn training(mut self, seed: u64) -> Self {
+        self.training = Some(seed);
+        self
+    }
 }
 
-/// What a call of a module writes. Asking for scores changes no bit of `out`.
+/// What a call of a module writes. Asking for scores or metrics changes no bit of `out`.
 #[derive(Debug)]
 pub struct ModuleOutputs<'a> {
     pub(crate) out: &'a mut [f32],
     pub(crate) scores: Option<Scores<'a>>,
+    pub(crate) metrics: Option<&'a mut Metrics>,
 }
 
 impl<'a> ModuleOutputs<'a> {
     /// `out`: `[batch, q_len, output_dim]`, contiguous.
     pub fn new(out: &'a mut [f32]) -> Self {
-        Self { out, scores: None }
+        Self { out, scores: None, metrics: None }
     }
 
     /// Scores or probabilities at some stage, `[batch, heads, q_len, kv_len]`, for all heads and rows or some.
     pub fn scores(mut self, scores: Scores<'a>) -> Self {
         self.scores = Some(scores);
+        self
+    }
+
+    /// Metrics of each row of each head, and totals. If the module keeps its own
+    /// ([`ModuleOptions::metrics`](super::ModuleOptions::metrics)), these have to be of the same options.
+    pub fn metrics(mut self, metrics: &'a mut Metrics) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 }

@@ -5,6 +5,7 @@
 //! not given have their defaults, unknown ones are an error.
 
 use super::activation::Activation;
+use crate::dropout::Dropout;
 use crate::element::DType;
 use crate::error::AttentionError;
 use crate::exact::call::{check_scale, check_softcap, default_scale};
@@ -32,7 +33,7 @@ pub struct AttentionConfig {
     pub key_dim: usize,
     /// Size of a head's values; `key_dim` if not given.
     pub value_dim: Option<usize>,
-    /// The share of probabilities that training drops, in [0, 1). Inference, which is what the module does, drops none.
+    /// The share of probabilities that training ([`ModuleInputs::training`](super::ModuleInputs::training)) drops, in [0, 1).
     pub dropout: f32,
     /// Whether the four projections have a bias.
     pub use_bias: bool,
@@ -122,9 +123,7 @@ impl AttentionConfig {
         {
             return Err(AttentionError::SizeOverflow { operand });
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return value("dropout", "a rate in [0, 1)", self.dropout.to_string());
-        }
+        Dropout { rate: self.dropout, seed: 0 }.validate()?;
         if !(0.0..f32::INFINITY).contains(&self.layer_norm_epsilon) {
             let got = self.layer_norm_epsilon.to_string();
             return value("layer_norm_epsilon", "a finite number that is not negative", got);

@@ -3,6 +3,7 @@
 use super::call::{KeySource, ModuleInputs, ModuleOutputs};
 use super::config::AttentionConfig;
 use super::linear::{Linear, LinearOptions};
+use super::metrics::{RunningMetrics, target};
 use super::norm::End;
 use super::policy::{InputPolicies, RepairCounts, Repairs};
 use super::projections::Projections;
@@ -10,10 +11,12 @@ use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
 use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
 use crate::cache::KvCache;
+use crate::dropout::Dropout;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
 use crate::mask::Mask;
+use crate::metrics::{Metrics, MetricsOptions};
 use crate::plan::PlanOptions;
 use crate::problem::Problem;
 use crate::view::{Layout, ViewMut};
@@ -25,6 +28,9 @@ pub struct ModuleOptions {
     pub plan: PlanOptions,
     /// What becomes of inputs that are not as they should be.
     pub policies: InputPolicies,
+    /// What to measure of every call, if anything: [`MultiHeadAttention::metrics`]. Each call then ends with a lock, held while
+    /// its rows are added to the totals.
+    pub metrics: Option<MetricsOptions>,
 }
 
 /// Multi-head attention as a layer: `norm(query + activation(attention(query, key, value) W_o + b_o))`.
@@ -33,7 +39,7 @@ pub struct ModuleOptions {
 /// activation and norm as the configuration says. A query without a key to attend to (masked, or there are none) has an
 /// attention of 0, so what is projected is 0 and `b_o` is left.
 ///
-/// `Send + Sync`, and immutable but for the count of repairs: share one module, and give each concurrent call a
+/// `Send + Sync`, and immutable but for running metrics and the count of repairs: share one module, and give each concurrent call a
 /// [`ModuleWorkspace`] of its own.
 ///
 /// ```
@@ -64,6 +70,7 @@ pub struct MultiHeadAttention {
     plan: PlanOptions,
     level: Level,
     repairs: RepairCounts,
+    metrics: Option<RunningMetrics>,
 }
 
 impl MultiHeadAttention {
@@ -93,7 +100,7 @@ impl MultiHeadAttention {
         if config.use_residual {
             check_size("residual", "output_dim", dims.query, columns.output)?;
         }
-        let ModuleOptions { plan, policies } = options;
+        let ModuleOptions { plan, policies, metrics } = options;
         let level = Level::chosen(plan.level)?;
         let plan = PlanOptions { level: Some(level), ..plan };
         let linear = LinearOptions {
@@ -114,6 +121,7 @@ impl MultiHeadAttention {
             plan,
             level,
             repairs: RepairCounts::default(),
+            metrics: metrics.map(|options| RunningMetrics::new(options, config.num_heads)).transpose()?,
             config,
         };
         // Whatever else the options may ask in vain for, they do now, not at the first call.
@@ -154,6 +162,19 @@ impl MultiHeadAttention {
     /// Starts counting repairs afresh.
     pub fn reset_repairs(&self) {
         self.repairs.reset();
+    }
+
+    /// Metrics of all calls that succeeded since the module was made, or since the last reset: totals of each head, no rows.
+    /// `None` if [`ModuleOptions::metrics`] did not ask for them.
+    ///
+    /// They merge with those of other modules alike ([`Metrics::merge`]).
+    pub fn metrics(&self) -> Option<Metrics> {
+        self.metrics.as_ref().map(RunningMetrics::get)
+    }
+
+    /// Starts running metrics afresh.
+    pub fn reset_metrics(&self) {
+        self.metrics.iter().for_each(RunningMetrics::reset);
     }
 
     /// The output, `[batch, q_len, output_dim]`, or without the leading axes that `query` has not.
@@ -217,7 +238,8 @@ impl MultiHeadAttention {
         core: &mut Core,
         mut repairs: Repairs,
     ) -> Result<(), AttentionError> {
-        let Core { repaired: [for_query, for_keys @ ..], projected, context, attention } = core;
+        let Core { repaired: [for_query, for_keys @ ..], projected, context, attention, metrics: room } =
+            core;
         let [batch, q_len, _] = inputs.query.shape();
         let out = outputs.out;
         let rows = batch.saturating_mul(q_len);
@@ -250,6 +272,7 @@ impl MultiHeadAttention {
             mask: self.mask(inputs.mask)?,
             scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
             softcap: self.config.softcap,
+            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
             ..attend
         };
 
@@ -257,7 +280,10 @@ impl MultiHeadAttention {
         let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
         let context = reserve(context, size)?;
         let view = ViewMut::with_layout(context, [batch, num_heads, q_len, value_dim], Layout::TokenMajor)?;
-        let targets = Outputs { scores: outputs.scores, ..Outputs::new(view) };
+        let metric_rows = rows.saturating_mul(num_heads);
+        let mut metrics = target(self.metrics.as_ref(), outputs.metrics, room, [num_heads, metric_rows])?;
+        let targets =
+            Outputs { scores: outputs.scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
         let (plan, workspace) = attention.plan(&self.problem(q_len, k.shape()[2]), &self.plan)?;
         plan.run(&attend, targets, workspace)?;
 
@@ -267,6 +293,9 @@ impl MultiHeadAttention {
         let max_threads = self.plan.max_threads.unwrap_or(usize::MAX);
         End { level: self.level, max_threads, dim: self.output_dim(), residual, norm }.run(out);
         self.repairs.add(repairs);
+        if let (Some(running), Some(call)) = (&self.metrics, metrics) {
+            running.add(call, q_len);
+        }
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //! | `tensor.rs`, `policy.rs` | inputs, and what becomes of bad ones |
 //! | `call.rs`, `workspace.rs` | what a call reads and writes, and its scratch |
 //! | `forward.rs`, `sequence.rs` | the run path; one query over lists of vectors |
+//! | `metrics.rs` | running metrics of its calls |
 //! | `norm.rs` | residual and layer norm |
 //!
 //! Everything is `f32` but the projections' weights, which may be stored as `f16` or `bf16`. Accuracy, with `u = 2^-24`: a
@@ -21,7 +22,7 @@
 //! layer norm by a few `u` of what it divides.
 //!
 //! The order of operations is fixed from end to end, so a token's output does not depend on threads, batch neighbours or
-//! workspaces, and is the same on AVX2 as on AVX-512.
+//! workspaces, and is the same on AVX2 as on AVX-512. (What training drops depends on the place in the batch.)
 
 pub(crate) mod activation;
 mod call;
@@ -29,6 +30,7 @@ mod config;
 mod forward;
 mod init;
 mod linear;
+mod metrics;
 pub(crate) mod names;
 mod norm;
 pub(crate) mod policy;

@@ -1,6 +1,7 @@
 //! [`ModuleWorkspace`]: the scratch of a module's call.
 
 use crate::error::AttentionError;
+use crate::metrics::{Metrics, RowMetrics};
 use crate::parallel;
 use crate::plan::{Plan, PlanOptions, Workspace};
 use crate::problem::Problem;
@@ -36,6 +37,8 @@ pub(crate) struct Core {
     /// Heads side by side, `[batch, q_len, q_heads * value_dim]`.
     pub(crate) context: Buffer,
     pub(crate) attention: Attention,
+    /// Room for the rows of a call of a module that keeps metrics.
+    pub(crate) metrics: Option<Metrics>,
 }
 
 impl ModuleWorkspace {
@@ -46,9 +49,10 @@ impl ModuleWorkspace {
 
     /// Its size, but for a few kilobytes.
     pub fn bytes(&self) -> usize {
-        let Core { repaired, projected, context, attention } = &self.core;
+        let Core { repaired, projected, context, attention, metrics } = &self.core;
         let buffers = repaired.iter().flatten().chain(projected).chain([context]).chain(&self.lists);
-        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes()
+        let metrics = metrics.as_ref().map_or(0, |metrics| metrics.room_len() * size_of::<RowMetrics>());
+        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes() + metrics
     }
 }
 

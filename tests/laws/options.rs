@@ -2,7 +2,7 @@
 
 use crate::common::cases::*;
 use crate::for_normal_cases;
-use lucid_attention::{Inputs, Intervals, Mask, QueryStart, Ragged, Span, View};
+use lucid_attention::{Dropout, Inputs, Intervals, Mask, QueryStart, Ragged, Span, View};
 
 /// I19: options at their limits are no options.
 #[test]
@@ -31,6 +31,7 @@ fn options_at_their_limits() {
         agree(&inputs.bias(View::new(&zero, [1; 4]).expect("a bias")), &none, "a bias of 0");
         agree(&inputs.alibi(&[0.0; 4]), &none, "slopes of 0");
         agree(&inputs.sinks(&[f32::NEG_INFINITY; 4]), &none, "sinks of -inf");
+        agree(&inputs.dropout(Dropout { rate: 0.0, seed: 1 }), &none, "a dropout of 0");
         agree(&inputs.scale(1.0 / (case.head_dim as f32).sqrt()), &none, "the default scale");
         let (q_bounds, kv_bounds) = ([0, case.q_len], [0, case.kv_len]);
         let ragged = Ragged { q_bounds: &q_bounds, kv_bounds: &kv_bounds };
@@ -89,6 +90,7 @@ fn options_bind() {
         ("slopes of heads", base.alibi(&[0.5, 0.5]), base.alibi(&[0.5, 0.25])),
         ("q_start of alibi", base.alibi(&[0.5; 2]), base.alibi(&[0.5; 2]).q_start(QueryStart::At(4))),
         ("sinks", base, base.sinks(&[0.0, 0.0])),
+        ("dropout", base, base.dropout(Dropout { rate: 0.5, seed: 1 })),
         ("sinks of heads", base.sinks(&[0.0, 0.0]), base.sinks(&[0.0, 1.0])),
         ("ragged", base, base.ragged(ragged)),
         (

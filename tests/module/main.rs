@@ -4,9 +4,11 @@
 mod determinism;
 mod errors;
 mod libraries;
+mod metrics;
 mod policies;
 mod reference;
 mod sequence;
+mod training;
 mod weights;
 
 use lucid_attention::Level;

@@ -1,0 +1,315 @@
+//! What [`crate::Metrics`] need of a row, summed up beside it.
+//!
+//! ```text
+//! E = sum_j p_j (t_j - m)     D = sum_j p_j |q_pos - k_pos|     F = sum_j p_j, j < n     p_j = exp2(t_j - m)
+//!
+//! m rises by r:   E = exp2(-r) (E - r l)     D, F = exp2(-r) D, exp2(-r) F              l = sum_j p_j before
+//! at the end:     entropy = ln l - E ln 2 / l     largest = 1 / l     distance = D / l
+//! ```
+//!
+//! Neither term of the entropy is negative, so nothing cancels, however large the logits. Lanes, splits and merges are the
+//! row sum's: bits do not depend on threads or blocks, nor on the level among those that fuse. Nothing here touches what
+//! the output is made of.
+
+use super::block::BlockRow;
+use crate::isa::Isa;
+use crate::mask::{TileBits, set_range};
+use crate::math;
+use crate::metrics::{MAX_TOP_K, MetricsOptions, RowMetrics};
+use crate::softmax::{Observe, Partial, RowState, SUM_LANES, exp2, larger, mask_at, rescale, weigh_row};
+use std::f64::consts::LN_2;
+use std::ops::Range;
+
+/// Where weights are 0 for certain: what lies below is raised to it, because 0 times infinity would be NaN.
+const NO_WEIGHT: f32 = -160.0;
+
+/// What to sum up beside `E`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measures {
+    distance: bool,
+    first_keys: usize,
+}
+
+impl Measures {
+    pub(crate) fn new(options: &MetricsOptions) -> Self {
+        Self { distance: options.distance, first_keys: options.first_keys.unwrap_or(0) }
+    }
+}
+
+/// The sums of a row of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowSums {
+    /// Those of the splits so far.
+    pub(crate) total: PartSums,
+    /// The maximum that the current split's stand under.
+    max: f32,
+    keys: usize,
+    energy: [f32; SUM_LANES],
+    distance: [f32; SUM_LANES],
+    first: [f32; SUM_LANES],
+}
+
+/// The sums of a row over one split or several, under the maximum of its [`Partial`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PartSums {
+    pub(crate) keys: usize,
+    pub(crate) energy: f64,
+    pub(crate) distance: f64,
+    pub(crate) first: f64,
+}
+
+impl PartSums {
+    pub(crate) const EMPTY: PartSums = PartSums { keys: 0, energy: 0.0, distance: 0.0, first: 0.0 };
+
+    /// Joins a later part's; the states are those before they are joined.
+    #[inline(always)]
+    pub(crate) fn join<I: Isa>(&mut self, isa: I, own: &Partial, later: (&Partial, &PartSums)) {
+        let (other, sums) = later;
+        let max = larger(own.max, other.max);
+        let mut joint = PartSums { keys: self.keys + sums.keys, ..PartSums::EMPTY };
+        for (state, part) in [(own, &*self), (other, sums)] {
+            if state.seen {
+                let factor = f64::from(rescale(isa, state.max, max));
+                joint.energy += factor * part.energy_under(state, max);
+                joint.distance += factor * part.distance;
+                joint.first += factor * part.first;
+            }
+        }
+        *self = joint;
+    }
+
+    /// `E` with `t_j - max` in place of `t_j - state.max`.
+    #[inline(always)]
+    fn energy_under(&self, state: &Partial, max: f32) -> f64 {
+        self.energy - f64::from(rise(state.max, max)) * f64::from(state.sum)
+    }
+}
+
+/// By how much a maximum rises, as far as anything is left of the sums under it.
+#[inline(always)]
+fn rise(old: f32, new: f32) -> f32 {
+    if old == new || old == f32::NEG_INFINITY { 0.0 } else { (new - old).min(-NO_WEIGHT) }
+}
+
+impl RowSums {
+    pub(crate) const EMPTY: RowSums = RowSums {
+        total: PartSums::EMPTY,
+        max: f32::NEG_INFINITY,
+        keys: 0,
+        energy: [0.0; SUM_LANES],
+        distance: [0.0; SUM_LANES],
+        first: [0.0; SUM_LANES],
+    };
+
+    /// Starts a split.
+    pub(crate) fn reset(&mut self) {
+        *self = RowSums { total: self.total, ..RowSums::EMPTY };
+    }
+
+    /// Ends a split of state `part`, before it is joined to `total`.
+    #[inline(always)]
+    pub(crate) fn close<I: Isa>(&mut self, isa: I, total: &Partial, part: &Partial) {
+        let fold = |lanes: &[f32; SUM_LANES]| {
+            let sum = RowState { sum: *lanes, ..RowState::EMPTY }.fold(isa).sum;
+            f64::from(sum)
+        };
+        let sums = PartSums {
+            keys: self.keys,
+            energy: fold(&self.energy),
+            distance: fold(&self.distance),
+            first: fold(&self.first),
+        };
+        self.total.join(isa, total, (part, &sums));
+    }
+
+    /// Takes sums to the row's new maximum; `state` has the sum under the old one still.
+    #[inline(always)]
+    fn rescale<I: Isa>(&mut self, isa: I, state: &RowState, factor: f32) {
+        if factor != 1.0 {
+            let (rise, factor) = (isa.splat(-rise(self.max, state.max)), isa.splat(factor));
+            for part in (0..SUM_LANES).step_by(I::LANES) {
+                let energy = isa.mul_add(rise, isa.load(&state.sum[part..]), isa.load(&self.energy[part..]));
+                isa.store(isa.mul(energy, factor), &mut self.energy[part..]);
+                for lanes in [&mut self.distance, &mut self.first] {
+                    let scaled = isa.mul(isa.load(&lanes[part..]), factor);
+                    isa.store(scaled, &mut lanes[part..]);
+                }
+            }
+        }
+        self.max = state.max;
+    }
+}
+
+/// `E` in registers.
+struct Energy<F>([F; 2]);
+
+impl<I: Isa> Observe<I> for Energy<I::F> {
+    #[inline(always)]
+    fn observe(&mut self, isa: I, part: usize, exponent: I::F, weight: I::F) {
+        self.0[part] = isa.mul_add(weight, isa.max(isa.splat(NO_WEIGHT), exponent), self.0[part]);
+    }
+}
+
+/// As [`weigh_row`], and sums up. `tile_start` is the key of column 0.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "those of weigh_row, and what it is about")]
+pub(crate) fn weigh_measured<I: Isa>(
+    isa: I,
+    measures: Measures,
+    (row, sums): (&mut BlockRow, &mut RowSums),
+    factor: f32,
+    tile_start: usize,
+    scores: &mut [f32],
+    columns: Range<usize>,
+    bits: Option<&TileBits>,
+) {
+    sums.rescale(isa, &row.state, factor);
+    sums.keys += bits.map_or(columns.len(), |bits| bits.iter().map(|word| word.count_ones() as usize).sum());
+    let mut energy = Energy([isa.splat(0.0); 2]);
+    for part in 0..SUM_LANES / I::LANES {
+        energy.0[part] = isa.load(&sums.energy[part * I::LANES..]);
+    }
+    weigh_row(isa, &mut row.state, factor, scores, columns.clone(), bits, &mut energy);
+    for part in 0..SUM_LANES / I::LANES {
+        isa.store(energy.0[part], &mut sums.energy[part * I::LANES..]);
+    }
+    if measures.distance {
+        let offset = (tile_start as i64).saturating_sub(row.mask.q_pos) as f32;
+        add_distances(isa, &mut sums.distance, offset, scores, columns.clone());
+    }
+    if tile_start < measures.first_keys {
+        add_first(isa, &mut sums.first, measures.first_keys - tile_start, scores, columns);
+    }
+}
+
+/// The weight of a column, 0 if it is marked as removed.
+#[inline(always)]
+fn weight<I: Isa>(isa: I, weights: &[f32], column: usize) -> I::F {
+    isa.max(isa.splat(0.0), isa.load(&weights[column..]))
+}
+
+/// Adds up distances, of which column 0 has that of `offset`. Exact as long as keys are less than 2^24 positions away.
+#[inline(always)]
+fn add_distances<I: Isa>(
+    isa: I,
+    sums: &mut [f32; SUM_LANES],
+    offset: f32,
+    weights: &[f32],
+    columns: Range<usize>,
+) {
+    let steps = isa.load(&STEPS);
+    for column in columns.step_by(I::LANES) {
+        let distance = isa.abs(isa.add(isa.splat(offset + column as f32), steps));
+        let lanes = &mut sums[column % SUM_LANES..];
+        isa.store(isa.mul_add(weight(isa, weights, column), distance, isa.load(lanes)), lanes);
+    }
+}
+
+const STEPS: [f32; SUM_LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// Adds up the weights of the columns below `end`.
+#[inline(always)]
+fn add_first<I: Isa>(
+    isa: I,
+    sums: &mut [f32; SUM_LANES],
+    end: usize,
+    weights: &[f32],
+    columns: Range<usize>,
+) {
+    let mut first = TileBits::default();
+    set_range(&mut first, 0..end);
+    let columns = columns.start..columns.end.min(end.next_multiple_of(SUM_LANES));
+    for column in columns.step_by(I::LANES) {
+        let lanes = &mut sums[column % SUM_LANES..];
+        let weight = isa.select(mask_at(isa, &first, column), weight(isa, weights, column), isa.splat(0.0));
+        isa.store(isa.add(isa.load(lanes), weight), lanes);
+    }
+}
+
+/// The metrics of a row whose state is `state`, and `end` with the sink in it, for which its output row takes `factor`.
+#[inline(always)]
+pub(crate) fn row_metrics<I: Isa>(
+    isa: I,
+    measures: Measures,
+    sums: &PartSums,
+    state: &Partial,
+    (end, factor): (&Partial, f32),
+) -> RowMetrics {
+    let asked = |asked: bool, x: f64| asked.then_some(x as f32);
+    let (distance, first) = (measures.distance, measures.first_keys > 0);
+    if !state.seen {
+        return RowMetrics {
+            distance: asked(distance, 0.0),
+            first_mass: asked(first, 0.0),
+            ..RowMetrics::default()
+        };
+    }
+    let inverse = f64::from(factor) / f64::from(end.sum);
+    let total = f64::from(state.sum) * inverse;
+    let energy = sums.energy_under(state, end.max) * inverse;
+    let entropy = (total * f64::from(math::log2(end.sum)) - energy) * LN_2;
+    RowMetrics {
+        keys: sums.keys,
+        all_keys: 0,
+        total: total as f32,
+        entropy: entropy as f32,
+        effective_keys: exp2(isa, (entropy / LN_2) as f32),
+        max_probability: inverse as f32,
+        distance: asked(distance, sums.distance * inverse),
+        first_mass: asked(first, sums.first * inverse),
+        ..RowMetrics::default()
+    }
+}
+
+/// What only the finished probabilities of a row tell, tile by tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Details {
+    below: usize,
+    /// The largest so far, in descending order.
+    top: [f32; MAX_TOP_K],
+}
+
+impl Details {
+    pub(crate) const EMPTY: Details = Details { below: 0, top: [0.0; MAX_TOP_K] };
+
+    /// Takes in the probabilities of the columns of a tile that `allowed` has.
+    #[inline(always)]
+    pub(crate) fn add<I: Isa>(
+        &mut self,
+        isa: I,
+        options: &MetricsOptions,
+        probabilities: &[f32],
+        allowed: &TileBits,
+    ) {
+        let threshold = isa.splat(options.sparsity.unwrap_or(0.0));
+        let top = &mut self.top[..options.top_k.unwrap_or(0)];
+        for (column, lanes) in probabilities.chunks_exact(I::LANES).enumerate() {
+            let p = isa.load(lanes);
+            let allowed = (allowed[column * I::LANES / 64] >> (column * I::LANES % 64)) as u32;
+            self.below += (isa.bits(isa.lt(p, threshold)) & allowed).count_ones() as usize;
+            let Some(&least) = top.last() else { continue };
+            let mut larger = isa.bits(isa.lt(isa.splat(least), p));
+            while larger != 0 {
+                insert(top, lanes[larger.trailing_zeros() as usize]);
+                larger &= larger - 1;
+            }
+        }
+    }
+
+    pub(crate) fn write(&self, options: &MetricsOptions, row: &mut RowMetrics) {
+        row.below_threshold = options.sparsity.map(|_| self.below);
+        row.top_mass = options.top_k.map(|k| match row.is_undefined() {
+            true => f32::NAN,
+            false => self.top[..k].iter().map(|&p| f64::from(p)).sum::<f64>() as f32,
+        });
+    }
+}
+
+/// Takes a number into a descending list if it is larger than the least, which falls out.
+fn insert(list: &mut [f32], x: f32) {
+    let at = list.partition_point(|&kept| kept >= x);
+    if at < list.len() {
+        list[at..].rotate_right(1);
+        list[at] = x;
+    }
+}
