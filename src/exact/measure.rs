@@ -13,7 +13,7 @@
 
 use super::block::BlockRow;
 use crate::isa::Isa;
-use crate::mask::{TileBits, set_range};
+use crate::mask::{TILE, TileBits, set_range};
 use crate::math;
 use crate::metrics::{MAX_TOP_K, MetricsOptions, RowMetrics};
 use crate::softmax::{Observe, Partial, RowState, SUM_LANES, exp2, larger, mask_at, rescale, weigh_row};
@@ -216,6 +216,7 @@ fn add_first<I: Isa>(
     weights: &[f32],
     columns: Range<usize>,
 ) {
+    let end = end.min(TILE);
     let mut first = TileBits::default();
     set_range(&mut first, 0..end);
     let columns = columns.start..columns.end.min(end.next_multiple_of(SUM_LANES));

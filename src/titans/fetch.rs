@@ -2,7 +2,7 @@
 
 use super::server::{ServerConfig, Variant};
 use crate::error::AttentionError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The largest reply that is read, in bytes; a configuration has some hundred.
 const MAX_REPLY_BYTES: u64 = 1 << 20;
@@ -43,8 +43,10 @@ fn endpoint(url: &str) -> String {
 }
 
 fn agent(timeout: Duration) -> ureq::Agent {
+    // A time that no clock reaches is none.
+    let timeout = Some(timeout).filter(|&timeout| Instant::now().checked_add(timeout).is_some());
     let config = ureq::Agent::config_builder()
-        .timeout_global(Some(timeout))
+        .timeout_global(timeout)
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
