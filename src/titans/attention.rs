@@ -15,8 +15,8 @@ use std::sync::Arc;
 /// How a variant attends to the history.
 #[derive(Clone, Debug)]
 pub enum HistoryAttention {
-    /// By a layer, with its projections and whatever follows them; the query stands after the history, where the layer
-    /// masks by position. Variants may share one.
+    /// By a layer, with its projections and whatever follows them; where the layer masks by position, the query has that of
+    /// the newest step it attends to. Variants may share one.
     Layer(Arc<MultiHeadAttention>),
     /// On queries, keys and values as they are: each cut into heads, `softmax(q k / sqrt(key_dim / heads)) v` of each, heads
     /// side by side. Nothing is copied.

@@ -1,6 +1,9 @@
 //! The multi-head attention module: against the libraries it stands in for, against its definition in `f64`, and what it
 //! promises of bits, inputs, weights and errors.
 
+#[path = "../common/numbers.rs"]
+mod numbers;
+
 mod determinism;
 mod errors;
 mod libraries;
@@ -13,18 +16,7 @@ mod weights;
 
 use lucid_attention::Level;
 use lucid_attention::module::*;
-
-/// Numbers in [-1, 1), the same for the same seed.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
+use numbers::numbers;
 
 /// Glorot weights with biases and a layer norm that do something.
 fn lively_weights(config: &AttentionConfig, dims: InputDims, seed: u64) -> ModuleWeights {

@@ -109,7 +109,7 @@ fn replies_that_are_none() {
         ("<html></html>".to_owned(), "expected value"),
         ("{}".to_owned(), "missing field `neural_memory_config`"),
         (REPLY.replace("\"query_dim\"", "\"q_dim\""), "missing field `query_dim`"),
-        (" ".repeat((1 << 20) + 1), "config"), // larger than any configuration
+        (REPLY.to_owned() + &" ".repeat(1 << 20), "/config"), // valid, but larger than any configuration
     ] {
         let (url, server) = serve(answer("200 OK", &body));
         assert_fails(ServerConfig::fetch(&url, PATIENT), &[why]);

@@ -1,5 +1,8 @@
 //! The sequence context and the Titans variants: against their definition in `f64`, and what they promise.
 
+#[path = "../common/numbers.rs"]
+mod numbers;
+
 mod context;
 mod definition;
 mod determinism;
@@ -16,21 +19,10 @@ mod texts;
 use lucid_attention::AttentionError;
 use lucid_attention::module::{AttentionConfig, InputDims, ModuleWeights};
 use lucid_attention::titans::*;
+use numbers::numbers;
 
 /// Sizes that are all different, but for queries and keys.
 const DIMS: StepDims = StepDims { x: 7, key: 16, value: 20, query: 16, y: 12 };
-
-/// Numbers in [-1, 1), the same for the same seed.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 /// The vectors of a step, drawn from a seed.
 #[derive(Clone, Debug)]
