@@ -170,6 +170,14 @@ pub(crate) mod vector {
         exp2_in_range(isa, if I::SCALES_ANY { x } else { clamp(isa, -160.0, 160.0, x) })
     }
 
+    /// 2^x for x <= 0, with the bits of [`exp2`] but one operation less, and x itself, raised to -160 where it is below: a
+    /// power times that is never 0 times infinity. NaN gives NaN, any other x anything.
+    #[inline(always)]
+    pub(crate) fn exp2_nonpositive<I: Isa>(isa: I, x: I::F) -> (I::F, I::F) {
+        let raised = isa.max(isa.splat(-160.0), x);
+        (exp2_in_range(isa, if I::SCALES_ANY { x } else { raised }), raised)
+    }
+
     /// [`exp2`] where [`Isa::scale_exp2`] takes the exponent as it is.
     #[inline(always)]
     fn exp2_in_range<I: Isa>(isa: I, x: I::F) -> I::F {

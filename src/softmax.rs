@@ -166,7 +166,8 @@ pub(crate) fn raise_maxima<'a, I: Isa>(
     if risen {
         for part in (0..16).step_by(I::LANES) {
             let (old, new) = (isa.load(&old[part..]), isa.load(&new[part..]));
-            isa.store(math::vector::exp2(isa, isa.sub(old, new)), &mut factors[part..]);
+            let (factor, _) = math::vector::exp2_nonpositive(isa, isa.sub(old, new));
+            isa.store(factor, &mut factors[part..]);
         }
     }
     factors
@@ -174,7 +175,7 @@ pub(crate) fn raise_maxima<'a, I: Isa>(
 
 /// What else is summed up while a row is weighed.
 pub(crate) trait Observe<I: Isa> {
-    /// Takes a vector of weights and what they are the powers of; both 0 where removed. Vector `part` of 16 columns.
+    /// Takes a vector of weights and what they are the powers of, finite but for NaN; both 0 where removed. Vector `part` of 16 columns.
     fn observe(&mut self, isa: I, part: usize, exponent: I::F, weight: I::F);
 }
 
@@ -209,7 +210,7 @@ pub(crate) fn weigh_row<I: Isa, O: Observe<I>>(
                 for part in 0..SUM_LANES / I::LANES {
                     let scores = &mut scores[part * I::LANES..];
                     let exponent = isa.sub(isa.load(scores), shift);
-                    let weight = math::vector::exp2(isa, exponent);
+                    let (weight, exponent) = math::vector::exp2_nonpositive(isa, exponent);
                     sum[part] = isa.add(sum[part], weight);
                     observer.observe(isa, part, exponent, weight);
                     isa.store(weight, scores);
@@ -223,7 +224,7 @@ pub(crate) fn weigh_row<I: Isa, O: Observe<I>>(
                     let column = column + part * I::LANES;
                     let scores = &mut scores[column..];
                     let exponent = isa.sub(isa.load(scores), shift);
-                    let weight = math::vector::exp2(isa, exponent);
+                    let (weight, exponent) = math::vector::exp2_nonpositive(isa, exponent);
                     let allowed = mask_at(isa, bits, column);
                     let kept = isa.select(allowed, weight, zero);
                     sum[part] = isa.add(sum[part], kept);

@@ -97,6 +97,15 @@ pub(crate) fn product_part([rows, panels]: [usize; 2], workers: usize) -> [usize
     [rows.div_ceil(parts).next_multiple_of(MAX_ROWS), panels]
 }
 
+/// What a multiply-add of a vector's product with a matrix costs, in those of the matrix products and of attention: it reads
+/// as many weights for one row as they do for six.
+const VECTOR_PRODUCT: f64 = 4.0;
+
+/// Whether a module's call absorbs its projections: multiply-adds of projections and of attention, directly and so.
+pub(crate) fn absorbs(direct: [f64; 2], absorbed: [f64; 2]) -> bool {
+    VECTOR_PRODUCT * absorbed[0] + absorbed[1] <= direct[0] + direct[1]
+}
+
 /// Whether a unit's keys are cut into splits that run side by side, their states merged afterwards: only where the
 /// units alone do not keep the workers busy.
 pub(crate) fn split_keys(units: usize, workers: usize, blocks_per_unit: usize, splits: usize) -> bool {

@@ -85,6 +85,7 @@ fn module_calls(threads: usize) {
         plan: PlanOptions { max_threads: Some(threads), ..PlanOptions::default() },
         policies: InputPolicies { not_finite: NotFinite::ZeroToken, wrong_dim: WrongDim::PadTruncate },
         metrics: Some(MetricsOptions::SPECIFIED),
+        ..ModuleOptions::default()
     };
     let module = MultiHeadAttention::with_options(config, &weights, options).expect("valid parts");
     let mut workspace = ModuleWorkspace::new();

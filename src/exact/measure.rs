@@ -20,7 +20,7 @@ use crate::softmax::{Observe, Partial, RowState, SUM_LANES, exp2, larger, mask_a
 use std::f64::consts::LN_2;
 use std::ops::Range;
 
-/// Where weights are 0 for certain: what lies below is raised to it, because 0 times infinity would be NaN.
+/// Where weights are 0 for certain, which is as far as [`math::vector::exp2_nonpositive`] lets exponents go.
 const NO_WEIGHT: f32 = -160.0;
 
 /// What to sum up beside `E`.
@@ -146,7 +146,7 @@ struct Energy<F>([F; 2]);
 impl<I: Isa> Observe<I> for Energy<I::F> {
     #[inline(always)]
     fn observe(&mut self, isa: I, part: usize, exponent: I::F, weight: I::F) {
-        self.0[part] = isa.mul_add(weight, isa.max(isa.splat(NO_WEIGHT), exponent), self.0[part]);
+        self.0[part] = isa.mul_add(weight, exponent, self.0[part]);
     }
 }
 

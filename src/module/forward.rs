@@ -1,5 +1,6 @@
 //! [`MultiHeadAttention`] and its run path.
 
+use super::absorbed::Absorbed;
 use super::call::{KeySource, ModuleInputs, ModuleOutputs};
 use super::config::AttentionConfig;
 use super::linear::{Linear, LinearOptions};
@@ -9,11 +10,11 @@ use super::policy::{InputPolicies, RepairCounts, Repairs};
 use super::projections::Projections;
 use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
-use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
+use super::workspace::{Attention, Buffer, Core, ModuleWorkspace, reserve};
 use crate::cache::KvCache;
 use crate::dropout::Dropout;
 use crate::error::{AttentionError, check_size};
-use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
+use crate::inputs::{Inputs, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
 use crate::mask::Mask;
 use crate::metrics::{Metrics, MetricsOptions};
@@ -31,6 +32,14 @@ pub struct ModuleOptions {
     /// What to measure of every call, if anything: [`MultiHeadAttention::metrics`]. Each call then ends with a lock, held while
     /// its rows are added to the totals.
     pub metrics: Option<MetricsOptions>,
+    /// Projects keys and values of every call.
+    ///
+    /// If not, calls of few queries over many tokens leave tokens as they are, and move the projections to the queries and to
+    /// the sums of values: less work by far, and the same but for rounding. Which calls do is a question of a sequence's
+    /// lengths and the module's sizes alone; none that train, cap their scores, are ragged, or run the bf16 tier. With it,
+    /// outputs have the same bits as those of a longer call, and of [`MultiHeadAttention::project_kv`], and the key weights are
+    /// not held twice.
+    pub always_project: bool,
 }
 
 /// Multi-head attention as a layer: `norm(query + activation(attention(query, key, value) W_o + b_o))`.
@@ -63,6 +72,7 @@ pub struct MultiHeadAttention {
     config: AttentionConfig,
     dims: InputDims,
     projections: Projections,
+    absorbed: Option<Absorbed>,
     output: Linear,
     norm: Option<NormWeights>,
     policies: InputPolicies,
@@ -100,7 +110,7 @@ impl MultiHeadAttention {
         if config.use_residual {
             check_size("residual", "output_dim", dims.query, columns.output)?;
         }
-        let ModuleOptions { plan, policies, metrics } = options;
+        let ModuleOptions { plan, policies, metrics, always_project } = options;
         let level = Level::chosen(plan.level)?;
         let plan = PlanOptions { level: Some(level), ..plan };
         let linear = LinearOptions {
@@ -110,11 +120,17 @@ impl MultiHeadAttention {
             activation: Default::default(),
         };
         let projections = Projections::new(weights, &linear)?;
+        let absorbed = if always_project || config.softcap.is_some() || plan.bf16_dot {
+            None
+        } else {
+            Absorbed::new(weights, [config.num_heads, config.key_dim, config.value_dim()], &linear)?
+        };
         let output = LinearOptions { activation: config.activation(), ..linear };
         let (output, _) = Linear::stacked([weights.output.dense()], columns.context, &output)?;
         let module = Self {
             dims,
             projections,
+            absorbed,
             output,
             norm: weights.layer_norm.clone(),
             policies,
@@ -238,55 +254,75 @@ impl MultiHeadAttention {
         core: &mut Core,
         mut repairs: Repairs,
     ) -> Result<(), AttentionError> {
-        let Core { repaired: [for_query, for_keys @ ..], projected, context, attention, metrics: room } =
-            core;
+        let Core { repaired, projected, context, attention, absorbed: for_absorbed, metrics: room } = core;
+        let [for_query, for_keys @ ..] = repaired;
         let [batch, q_len, _] = inputs.query.shape();
-        let out = outputs.out;
+        let ModuleOutputs { out, mut scores, metrics } = outputs;
         let rows = batch.saturating_mul(q_len);
         check_size("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
 
         let AttentionConfig { num_heads, key_dim, .. } = self.config;
         let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
         let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
-        let (q, k, v): (_, Keys<'_, f32>, _) = match inputs.keys {
+        let size = rows.checked_mul(num_heads * value_dim);
+        let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
+        let context = reserve(context, size)?;
+        let context_shape = [batch, num_heads, q_len, value_dim];
+        let metric_rows = rows.saturating_mul(num_heads);
+        let mut metrics = target(self.metrics.as_ref(), metrics, room, [num_heads, metric_rows])?;
+        match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check_size("key", "batch", batch, key.shape()[0])?;
                 let admitted = Some((inputs.query, query));
                 let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
-                let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
-                (q, k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?)
+                let absorbed = self.absorbed.as_ref().filter(|absorbed| {
+                    let plain = inputs.training.is_none() && inputs.ragged.is_none();
+                    plain && absorbed.pays([q_len, key.shape()[1]])
+                });
+                // Absorbed logits lack what the keys' bias adds to all of a row.
+                let logits =
+                    scores.take_if(|scores| absorbed.is_none() || scores.stage != ScoreStage::Softmax);
+                if absorbed.is_none() || logits.is_some() {
+                    let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
+                    let q = q.view(num_heads, key_dim)?;
+                    let attend = Inputs::new(q, k.view(kv_heads, key_dim)?, v.view(kv_heads, value_dim)?);
+                    let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
+                    let metrics = metrics.as_deref_mut().filter(|_| absorbed.is_none());
+                    let outputs = Outputs { scores: logits, metrics, ..Outputs::new(view) };
+                    let problem = self.problem(q_len, attend.k.shape()[2]);
+                    self.attend(inputs, attend, outputs, &problem, attention)?;
+                }
+                if let Some(absorbed) = absorbed {
+                    let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
+                    let (q, lens) = (q.rows(), [batch, q_len]);
+                    absorbed.run(
+                        &self.projections,
+                        q,
+                        lens,
+                        for_absorbed,
+                        context,
+                        |queries, outputs, plans| {
+                            let attend = Inputs::new(queries, key.view()?, value.view()?);
+                            let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..outputs };
+                            let problem = Problem {
+                                kv_heads: 1,
+                                head_dim: self.dims.key,
+                                v_dim: self.dims.value,
+                                ..self.problem(q_len, key.shape()[1])
+                            };
+                            self.attend(inputs, attend, outputs, &problem, plans)
+                        },
+                    )?;
+                }
             }
             KeySource::Cache(cache) => {
                 let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
-                (q, cache.keys().into(), cache.values())
+                let attend = cache.inputs(q.view(num_heads, key_dim)?);
+                let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
+                let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
+                self.attend(inputs, attend, outputs, &self.problem(q_len, cache.len()), attention)?;
             }
-        };
-        let q = q.view(num_heads, key_dim)?;
-        let attend = Inputs {
-            bias: inputs.bias,
-            q_start: inputs.q_start,
-            ragged: inputs.ragged,
-            ..Inputs::new(q, k, v)
-        };
-        let attend = Inputs {
-            mask: self.mask(inputs.mask)?,
-            scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
-            softcap: self.config.softcap,
-            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
-            ..attend
-        };
-
-        let size = rows.checked_mul(num_heads * value_dim);
-        let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
-        let context = reserve(context, size)?;
-        let view = ViewMut::with_layout(context, [batch, num_heads, q_len, value_dim], Layout::TokenMajor)?;
-        let metric_rows = rows.saturating_mul(num_heads);
-        let mut metrics = target(self.metrics.as_ref(), outputs.metrics, room, [num_heads, metric_rows])?;
-        let targets =
-            Outputs { scores: outputs.scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
-        let (plan, workspace) = attention.plan(&self.problem(q_len, k.shape()[2]), &self.plan)?;
-        plan.run(&attend, targets, workspace)?;
-
+        }
         self.output.run(context, out)?;
         let residual = self.config.use_residual.then(|| query.data());
         let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
@@ -297,6 +333,29 @@ impl MultiHeadAttention {
             running.add(call, q_len);
         }
         Ok(())
+    }
+
+    /// Attention by a call's rules and the configuration's.
+    fn attend(
+        &self,
+        call: &ModuleInputs<'_>,
+        inputs: Inputs<'_, f32, f32>,
+        outputs: Outputs<'_, f32>,
+        problem: &Problem,
+        plans: &mut Attention,
+    ) -> Result<(), AttentionError> {
+        let inputs = Inputs {
+            mask: self.mask(call.mask)?,
+            bias: call.bias,
+            q_start: call.q_start,
+            ragged: call.ragged,
+            scale: Some(self.config.scale() * call.logit_scale.unwrap_or(1.0)),
+            softcap: self.config.softcap,
+            dropout: call.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
+            ..inputs
+        };
+        let (plan, workspace) = plans.plan(problem, &self.plan)?;
+        plan.run(&inputs, outputs, workspace)
     }
 
     /// Keys and values of `key` and `value`, projected once for many queries, with room for `capacity` tokens (or as many

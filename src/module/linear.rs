@@ -103,7 +103,7 @@ pub(crate) struct Dense<'a> {
 }
 
 /// Columns that a section of stacked layers starts at a multiple of: the kernels' granularity.
-const SECTION: usize = 16;
+pub(crate) const SECTION: usize = 16;
 
 impl Linear {
     /// A layer of `weight` (`[outputs, inputs]`, contiguous, as PyTorch has it) and `bias` (`[outputs]`).

@@ -11,6 +11,7 @@
 //! | `config.rs`, `activation.rs` | what a module is |
 //! | `weights.rs`, `names.rs`, `safetensors.rs`, `init.rs` | its numbers: by whose names, from files, out of a seed |
 //! | `linear.rs`, `projections.rs` | matrix products on packed weights; queries, keys and values by them |
+//! | `absorbed.rs` | few queries: projections moved from the tokens to the queries and the sums |
 //! | `tensor.rs`, `policy.rs` | inputs, and what becomes of bad ones |
 //! | `call.rs`, `workspace.rs` | what a call reads and writes, and its scratch |
 //! | `forward.rs`, `sequence.rs` | the run path; one query over lists of vectors |
@@ -24,6 +25,7 @@
 //! The order of operations is fixed from end to end, so a token's output does not depend on threads, batch neighbours or
 //! workspaces, and is the same on AVX2 as on AVX-512. (What training drops depends on the place in the batch.)
 
+mod absorbed;
 pub(crate) mod activation;
 mod call;
 mod config;

@@ -1,6 +1,6 @@
 //! Queries, keys and values out of a module's inputs: three layers, or one where sizes allow.
 
-use super::linear::{Linear, LinearOptions};
+use super::linear::{Linear, LinearOptions, SECTION};
 use super::tensor::Tensor;
 use super::weights::ModuleWeights;
 use super::workspace::{Buffer, reserve};
@@ -29,6 +29,12 @@ pub(crate) struct Projected<'a> {
 }
 
 impl<'a> Projected<'a> {
+    /// Contiguous, as what was projected alone is.
+    pub(crate) fn rows(&self) -> &'a [f32] {
+        debug_assert_eq!(self.data.len(), self.batch * self.tokens * self.stride);
+        self.data
+    }
+
     /// `[batch, heads, tokens, dim]`.
     pub(crate) fn view(&self, heads: usize, dim: usize) -> Result<View<'a, f32>, AttentionError> {
         let Self { data, stride, batch, tokens } = *self;
@@ -49,6 +55,21 @@ impl Projections {
         let [query, key, value] =
             parts.map(|part| Linear::stacked([part.dense()], part.inputs, options).map(|(layer, _)| layer));
         Ok(Projections::Separate(Box::new([query?, key?, value?])))
+    }
+
+    /// Whether [`Projections::value_head`] can tell heads of that size apart.
+    pub(crate) fn has_value_heads(value_dim: usize) -> bool {
+        value_dim.is_multiple_of(SECTION)
+    }
+
+    /// The values of one KV head: columns of a layer.
+    pub(crate) fn value_head(&self, head: usize, value_dim: usize) -> (&Linear, Range<usize>) {
+        let (layer, first) = match self {
+            Projections::Stacked { layer, columns } => (layer, columns[2].start),
+            Projections::Separate(layers) => (&layers[2], 0),
+        };
+        let start = first + head * value_dim;
+        (layer, start..start + value_dim)
     }
 
     /// Projects those of query, key and value whose numbers are in `wanted`; `inputs` and `buffers` are theirs. Neighbours

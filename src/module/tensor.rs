@@ -1,6 +1,7 @@
 //! [`Tensor`]: vectors of tokens, as they go into a module.
 
 use crate::error::AttentionError;
+use crate::view::View;
 
 /// A borrowed, contiguous array of `[dim]`, `[tokens, dim]` or `[batch, tokens, dim]`; axes that are not there count as 1.
 ///
@@ -53,6 +54,12 @@ impl<'a> Tensor<'a> {
     /// `[batch, tokens, dim]`.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
+    }
+
+    /// The same for all heads: `[batch, 1, tokens, dim]`.
+    pub(crate) fn view(&self) -> Result<View<'a, f32>, AttentionError> {
+        let [batch, tokens, dim] = self.shape;
+        View::new(self.data, [batch, 1, tokens, dim])
     }
 
     /// The numbers.

@@ -1,5 +1,6 @@
 //! [`ModuleWorkspace`]: the scratch of a module's call.
 
+use super::absorbed::AbsorbedScratch;
 use crate::error::AttentionError;
 use crate::metrics::{Metrics, RowMetrics};
 use crate::parallel;
@@ -37,6 +38,7 @@ pub(crate) struct Core {
     /// Heads side by side, `[batch, q_len, q_heads * value_dim]`.
     pub(crate) context: Buffer,
     pub(crate) attention: Attention,
+    pub(crate) absorbed: AbsorbedScratch,
     /// Room for the rows of a call of a module that keeps metrics.
     pub(crate) metrics: Option<Metrics>,
 }
@@ -49,10 +51,10 @@ impl ModuleWorkspace {
 
     /// Its size, but for a few kilobytes.
     pub fn bytes(&self) -> usize {
-        let Core { repaired, projected, context, attention, metrics } = &self.core;
+        let Core { repaired, projected, context, attention, absorbed, metrics } = &self.core;
         let buffers = repaired.iter().flatten().chain(projected).chain([context]).chain(&self.lists);
         let metrics = metrics.as_ref().map_or(0, |metrics| metrics.room_len() * size_of::<RowMetrics>());
-        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes() + metrics
+        buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes() + absorbed.bytes() + metrics
     }
 }
 
@@ -105,7 +107,7 @@ impl Attention {
         Ok((plan, workspace))
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.0.iter().flatten().map(|planned| planned.workspace.bytes()).sum()
     }
 }

@@ -20,11 +20,17 @@ fn config() -> AttentionConfig {
     }
 }
 
+/// A module whose short calls have the bits of longer ones.
+fn projecting(config: &AttentionConfig, weights: &ModuleWeights) -> MultiHeadAttention {
+    let options = ModuleOptions { always_project: true, ..ModuleOptions::default() };
+    MultiHeadAttention::with_options(config.clone(), weights, options).expect("valid parts")
+}
+
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_and_batches() {
     let weights = lively_weights(&config(), InputDims::all(DIM), 1);
-    let module = MultiHeadAttention::new(config(), &weights).expect("valid parts");
+    let module = projecting(&config(), &weights);
     let tokens = numbers(3 * TOKENS * DIM, 2);
     let whole = tensor(&tokens, &[3, TOKENS, DIM]);
     let inputs = ModuleInputs::self_attention(whole).mask(Mask::causal());
@@ -87,7 +93,7 @@ fn fused_products() {
 fn caches_and_workspaces() {
     let config = AttentionConfig { causal: true, ..config() };
     let weights = lively_weights(&config, InputDims::all(64), 7);
-    let module = MultiHeadAttention::new(config, &weights).expect("valid parts");
+    let module = projecting(&config, &weights);
     let tokens = numbers(90 * 64, 8);
     let expected =
         module.forward(&ModuleInputs::self_attention(tensor(&tokens, &[90, 64]))).expect("a valid call");

@@ -4,6 +4,7 @@
 #[path = "../common/numbers.rs"]
 mod numbers;
 
+mod absorbed;
 mod determinism;
 mod errors;
 mod libraries;

@@ -9,14 +9,15 @@
 //! softmax    d   = max_j e_s + 4 u (|s_j| + |max s|) + 8 u                 a weight is off by a factor of exp(d) at most
 //!            f   = exp(2 d) (1 + g(4 keys + 16))                           and the quotient of sums by f
 //!            e_o = sum p (|v| (f - 1) + e_v f)
+//! absorbed   u = W_k^T q and W_v (sum p v) as linear, and the score over raw tokens, of which e_k = 0
 //! activation e_y = 1.2 e_x + 8 u max(|x|, 1)                               no slope is above 1.2
 //! norm       as the formula, first order and the square terms, in [`Tracked::norm`]
 //! ```
 
-use crate::{lively_weights, module_at, numbers, tensor};
+use crate::{lively_weights, numbers, tensor};
 use half::{bf16, f16};
 use lucid_attention::module::*;
-use lucid_attention::{DType, Level, Mask, QueryStart, View};
+use lucid_attention::{DType, Level, Mask, PlanOptions, QueryStart, View};
 use proptest::prelude::*;
 
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -140,6 +141,7 @@ struct Case {
     kv_lens: Option<Vec<usize>>,
     bias: bool,
     q_start: i64,
+    always_project: bool,
     seed: u64,
 }
 
@@ -165,20 +167,28 @@ impl Case {
         numbers(self.config.num_heads * self.q_len * self.kv_len, self.seed + 20)
     }
 
-    fn expected(&self, weights: &ModuleWeights, fused: bool) -> Vec<Tracked> {
+    /// The layer's numbers, as projected keys and values or absorbed projections give them.
+    fn expected(&self, weights: &ModuleWeights, fused: bool, absorbed: bool) -> Vec<Tracked> {
         let config = &self.config;
         let tokens = self.tokens().map(|tokens| tokens.into_iter().map(Tracked::exact).collect::<Vec<_>>());
         let [query, key, value] = &tokens;
         let [key, value] = if self.self_attention { [query, query] } else { [key, value] };
         let linear = |x: &[Tracked], dense| Tracked::linear(x, dense, config.weights_dtype, fused);
         let q = linear(query, &weights.query);
-        let k = linear(key, &weights.key);
-        let v = linear(value, &weights.value);
+        let [k, v] = if absorbed {
+            [vec![], vec![]]
+        } else {
+            [linear(key, &weights.key), linear(value, &weights.value)]
+        };
         let mut context = Vec::new();
         for b in 0..self.batch {
             for i in 0..self.q_len {
                 for h in 0..config.num_heads {
-                    context.extend(self.head([&q, &k, &v], [b, i, h], fused));
+                    context.extend(if absorbed {
+                        self.absorbed_head([&q, key, value], weights, [b, i, h], fused)
+                    } else {
+                        self.head([&q, &k, &v], [b, i, h], fused)
+                    });
                 }
             }
         }
@@ -205,15 +215,61 @@ impl Case {
         let (dim, v_dim, kv_heads) = (config.key_dim, config.value_dim(), config.kv_heads());
         let kv_head = h / (config.num_heads / kv_heads);
         let q = &q[((b * self.q_len + i) * config.num_heads + h) * dim..][..dim];
-        let row = |x: &[Tracked], j: usize, dim: usize| {
+        let row = |x: &'_ [Tracked], j: usize, dim: usize| {
             x[((b * self.kv_len + j) * kv_heads + kv_head) * dim..][..dim].to_vec()
         };
-        let scale = config.scale.unwrap_or((dim as f32).sqrt().recip());
-        let steps = if fused { dim } else { 2 * dim };
+        self.attend([b, i, h], q, |j| row(k, j, dim), |j| row(v, j, v_dim), v_dim, fused)
+    }
+
+    /// The same, with the key projection in the query and the value projection after the sum.
+    fn absorbed_head(
+        &self,
+        [q, key, value]: [&[Tracked]; 3],
+        weights: &ModuleWeights,
+        [b, i, h]: [usize; 3],
+        fused: bool,
+    ) -> Vec<Tracked> {
+        let config = &self.config;
+        let (dim, v_dim) = (config.key_dim, config.value_dim());
+        let kv_head = h / (config.num_heads / config.kv_heads());
+        let q = &q[((b * self.q_len + i) * config.num_heads + h) * dim..][..dim];
+        let InputDims { key: key_input, value: value_input, .. } = self.dims;
+        let rows = |dense: &DenseWeights, dim: usize| {
+            dense.weight[kv_head * dim * dense.inputs..][..dim * dense.inputs].to_vec()
+        };
+        let w = rows(&weights.key, dim);
+        let transposed = (0..key_input).flat_map(|d| w[d..].iter().step_by(key_input).copied()).collect();
+        let transposed = DenseWeights { weight: transposed, bias: None, outputs: key_input, inputs: dim };
+        let u = Tracked::linear(q, &transposed, config.weights_dtype, fused);
+        let row = |x: &[Tracked], j: usize, dim: usize| x[(b * self.kv_len + j) * dim..][..dim].to_vec();
+        let (keys, values) = (|j| row(key, j, key_input), |j| row(value, j, value_input));
+        let sums = self.attend([b, i, h], &u, keys, values, value_input, fused);
+        if !(0..self.kv_len).any(|j| self.allows(b, i, j)) {
+            return vec![Tracked::default(); v_dim];
+        }
+        let bias = weights.value.bias.as_ref().map(|bias| bias[kv_head * v_dim..][..v_dim].to_vec());
+        let dense =
+            DenseWeights { weight: rows(&weights.value, v_dim), bias, outputs: v_dim, inputs: value_input };
+        Tracked::linear(&sums, &dense, config.weights_dtype, fused)
+    }
+
+    /// Attention of a query over keys and values.
+    fn attend(
+        &self,
+        [b, i, h]: [usize; 3],
+        q: &[Tracked],
+        key: impl Fn(usize) -> Vec<Tracked>,
+        value: impl Fn(usize) -> Vec<Tracked>,
+        v_dim: usize,
+        fused: bool,
+    ) -> Vec<Tracked> {
+        let config = &self.config;
+        let scale = config.scale.unwrap_or((config.key_dim as f32).sqrt().recip());
+        let steps = if fused { q.len() } else { 2 * q.len() };
         let bias = self.score_bias();
         let score = |j: usize| {
             let (mut value, mut error, mut size) = (0.0, 0.0, 0.0);
-            for (q, k) in q.iter().zip(row(k, j, dim)) {
+            for (q, k) in q.iter().zip(key(j)) {
                 value += q.value * k.value;
                 error += q.value.abs() * k.error + k.value.abs() * q.error + q.error * k.error;
                 size += q.size() * k.size();
@@ -242,7 +298,7 @@ impl Case {
         let mut out = vec![Tracked::default(); v_dim];
         for (&j, score) in keys.iter().zip(&scores) {
             let p = (score.value - max).exp() / sum;
-            for (out, v) in out.iter_mut().zip(row(v, j, v_dim)) {
+            for (out, v) in out.iter_mut().zip(value(j)) {
                 out.value += p * v.value;
                 out.error += p * (v.value.abs() * (factor - 1.0) + v.error * factor);
             }
@@ -276,8 +332,21 @@ impl Case {
         let mut counts = [0, 0];
         let tame = weights.layer_norm.is_none() || weights.output.outputs >= 8;
         for level in Level::available() {
-            let expected = self.expected(&weights, level.is_fused());
-            let got = module_at(&self.config, &weights, level).forward(&inputs).expect("a valid call");
+            let mut expected = self.expected(&weights, level.is_fused(), false);
+            if !self.always_project && self.config.softcap.is_none() {
+                // Which way it goes is its own business; what is exact is the same.
+                let absorbed = self.expected(&weights, level.is_fused(), true);
+                for (direct, absorbed) in expected.iter_mut().zip(absorbed) {
+                    let tolerance = 1e-10 * direct.size().max(1.0);
+                    assert!((direct.value - absorbed.value).abs() <= tolerance, "{direct:?} is {absorbed:?}");
+                    direct.error = direct.error.max(absorbed.error + tolerance);
+                }
+            }
+            let plan = PlanOptions { level: Some(level), ..Default::default() };
+            let options =
+                ModuleOptions { plan, always_project: self.always_project, ..ModuleOptions::default() };
+            let module = MultiHeadAttention::with_options(self.config.clone(), &weights, options);
+            let got = module.expect("valid parts").forward(&inputs).expect("a valid call");
             assert_eq!(got.len(), expected.len(), "{level}: numbers of {self:?}");
             for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 let error = (f64::from(*got) - expected.value).abs();
@@ -308,7 +377,11 @@ prop_compose! {
         (self_attention, bias) in any::<(bool, bool)>(),
         lens in prop::option::of(prop::collection::vec(0..14usize, 4)),
         (q_start, seed) in (-3..6i64, any::<u32>()),
+        (few, always_project) in any::<(bool, bool)>(),
     ) -> Case {
+        // Where projections may be absorbed: few queries, more keys, whole vectors of values, and no cap.
+        let (q_len, kv_len, value_dim, softcap) =
+            if few { (1 + q_len / 6, 3 * kv_len, Some(16), None) } else { (q_len, kv_len, value_dim, softcap) };
         let num_heads = group * kv_heads;
         let query = dims.0;
         let config = AttentionConfig {
@@ -323,7 +396,7 @@ prop_compose! {
         let kv_len = if self_attention { q_len } else { kv_len };
         let dims = if self_attention { InputDims::all(query) } else { InputDims { query, key: dims.1, value: dims.2 } };
         let kv_lens = lens.map(|lens| lens[..batch].iter().map(|&len| len.min(kv_len)).collect());
-        Case { config, dims, batch, q_len, kv_len, self_attention, kv_lens, bias, q_start, seed: seed.into() }
+        Case { config, dims, batch, q_len, kv_len, self_attention, kv_lens, bias, q_start, always_project, seed: seed.into() }
     }
 }
 

@@ -1,0 +1,138 @@
+//! Calls that absorb their projections: that they are what they say beside those that project, whatever else is asked of
+//! them. How far off their numbers may be is in `reference.rs`.
+
+use crate::{assert_bits, lively_weights, numbers, tensor};
+use lucid_attention::module::*;
+use lucid_attention::{
+    Level, Mask, Metrics, MetricsOptions, PlanOptions, QueryStart, ScoreStage, Scores, ViewMut,
+};
+
+const DIM: usize = 48;
+const TOKENS: usize = 70;
+
+fn config() -> AttentionConfig {
+    AttentionConfig {
+        num_heads: 4,
+        key_dim: 12,
+        value_dim: Some(16),
+        kv_heads: Some(2),
+        ..AttentionConfig::default()
+    }
+}
+
+/// The same module twice: one that absorbs, and one that never does.
+fn modules(plan: PlanOptions) -> [MultiHeadAttention; 2] {
+    let weights = lively_weights(&config(), InputDims::all(DIM), 1);
+    [false, true].map(|always_project| {
+        let options = ModuleOptions { plan, always_project, ..ModuleOptions::default() };
+        MultiHeadAttention::with_options(config(), &weights, options).expect("valid parts")
+    })
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= 2e-5, "{what}: number {index} is {got}, not {expected}");
+    }
+}
+
+/// Two sequences of queries and tokens.
+fn data(q_len: usize) -> [Vec<f32>; 2] {
+    [numbers(2 * q_len * DIM, 3), numbers(2 * TOKENS * DIM, 4)]
+}
+
+/// Outputs, probabilities, logits and metrics, with rows that have no key.
+#[test]
+fn everything_is_as_if_projected() {
+    for q_len in [1, 2, 3] {
+        let [query, memory] = data(q_len);
+        let (query, memory) = (tensor(&query, &[2, q_len, DIM]), tensor(&memory, &[2, TOKENS, DIM]));
+        let mask = Mask::causal().window(Some(20), None).kv_lens(&[TOKENS, 10]);
+        let call =
+            ModuleInputs::new(query, memory, memory).mask(mask).q_start(QueryStart::PerSequence(&[30, 28]));
+        let call = call.logit_scale(3.0);
+        for stage in [ScoreStage::Softmax, ScoreStage::Raw, ScoreStage::Biased] {
+            let results = modules(PlanOptions::default()).map(|module| {
+                let shape = [2, 4, q_len, TOKENS];
+                let (mut out, mut scores) =
+                    (vec![f32::NAN; 2 * q_len * DIM], vec![f32::NAN; 8 * q_len * TOKENS]);
+                let mut metrics =
+                    Metrics::new(MetricsOptions::SPECIFIED, 4, 8 * q_len).expect("valid options");
+                let wanted =
+                    Scores::new(stage, ViewMut::new(&mut scores, shape).expect("sized to its shape"));
+                let outputs = ModuleOutputs::new(&mut out).scores(wanted).metrics(&mut metrics);
+                module.forward_into(&call, outputs, &mut ModuleWorkspace::new()).expect("a valid call");
+                assert_bits(
+                    &module.forward(&call).expect("a valid call"),
+                    &out,
+                    "without scores and metrics",
+                );
+                let entropies: Vec<_> = metrics.rows().iter().map(|row| row.entropy).collect();
+                (out, scores, entropies)
+            });
+            let [(out, scores, entropies), (expected, expected_scores, expected_entropies)] = results;
+            let what = format!("{stage:?} of {q_len} queries");
+            assert_ne!(out, expected, "{what}: the other way has other bits");
+            assert_close(&out, &expected, &what);
+            let finite = |scores: &[f32]| scores.iter().map(|s| s.max(-1e30)).collect::<Vec<_>>();
+            assert_close(&finite(&scores), &finite(&expected_scores), &what);
+            assert_close(&entropies, &expected_entropies, &what);
+        }
+    }
+}
+
+/// Bits do not depend on threads, batch, level or the workspace's past.
+#[test]
+fn bits() {
+    let [query, memory] = data(3);
+    let whole = ModuleInputs::new(
+        tensor(&query, &[2, 3, DIM]),
+        tensor(&memory, &[2, TOKENS, DIM]),
+        tensor(&memory, &[2, TOKENS, DIM]),
+    );
+    let mut first: Option<Vec<f32>> = None;
+    for level in Level::available().filter(|level| level.is_fused()) {
+        for max_threads in [Some(1), None] {
+            let plan = PlanOptions { level: Some(level), max_threads, ..PlanOptions::default() };
+            let [module, _] = modules(plan);
+            let mut workspace = ModuleWorkspace::new();
+            let expected = first.get_or_insert_with(|| module.forward(&whole).expect("a valid call")).clone();
+            assert_bits(&module.forward(&whole).expect("a valid call"), &expected, &format!("{level}"));
+            for sequence in [1, 0] {
+                let query = tensor(&query[sequence * 3 * DIM..][..3 * DIM], &[3, DIM]);
+                let memory = tensor(&memory[sequence * TOKENS * DIM..][..TOKENS * DIM], &[TOKENS, DIM]);
+                let mut out = vec![0.0; 3 * DIM];
+                let call = ModuleInputs::new(query, memory, memory);
+                module
+                    .forward_into(&call, ModuleOutputs::new(&mut out), &mut workspace)
+                    .expect("a valid call");
+                assert_bits(&out, &expected[sequence * 3 * DIM..][..3 * DIM], &format!("{level}, alone"));
+            }
+        }
+    }
+}
+
+/// Nothing to attend to: as many outputs, none of them touched by what is not there.
+#[test]
+fn nothing_there() {
+    let [module, direct] = modules(PlanOptions::default());
+    for (batch, q_len, kv_len) in [(0, 1, 50), (1, 0, 50), (2, 1, 0)] {
+        let [query, memory] = [(q_len, 5), (kv_len, 6)].map(|(len, seed)| numbers(batch * len * DIM, seed));
+        let (query, memory) = (tensor(&query, &[batch, q_len, DIM]), tensor(&memory, &[batch, kv_len, DIM]));
+        let call = ModuleInputs::new(query, memory, memory);
+        let [got, expected] = [&module, &direct].map(|module| module.forward(&call).expect("a valid call"));
+        assert_bits(&got, &expected, &format!("{batch} x {q_len} x {kv_len}"));
+    }
+    let [query, mut memory] = data(1);
+    memory[0] = f32::NAN; // removed, and never looked at
+    let policies = InputPolicies { not_finite: NotFinite::Propagate, ..InputPolicies::default() };
+    let weights = lively_weights(&config(), InputDims::all(DIM), 1);
+    let options = ModuleOptions { policies, ..ModuleOptions::default() };
+    let module = MultiHeadAttention::with_options(config(), &weights, options).expect("valid parts");
+    let (query, memory) = (tensor(&query, &[2, 1, DIM]), tensor(&memory, &[2, TOKENS, DIM]));
+    let call = ModuleInputs::new(query, memory, memory).mask(Mask::NONE.kv_lens(&[0, TOKENS]));
+    let [got, expected] = [&module, &direct].map(|module| module.forward(&call));
+    assert!(expected.is_err(), "refused by default");
+    assert!(got.expect("a valid call").iter().all(|x| x.is_finite()), "the first sequence has no key");
+}
