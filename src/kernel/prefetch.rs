@@ -7,9 +7,9 @@
 //!
 //! | kernel | gain from DRAM | distance |
 //! |---|---|---|
-//! | one row of `f32`, vectors of 16 | 1.2 | 2 to 6 KiB are alike, 8 gain nothing, 16 lose a quarter |
-//! | one row of `f16` or `bf16`, vectors of 16 | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
-//! | several rows, or vectors of 8 | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
+//! | one row of `f32` | 1.2 | 4 KiB; 2 to 6 are alike, 8 gain nothing, 16 lose a quarter (nothing to 7 % on AVX2) |
+//! | one row of `f16` or `bf16` | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
+//! | several rows | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
 //! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes |
 
 use super::score::KeyRows;
@@ -34,7 +34,7 @@ impl<const MR: usize> Prefetch<MR> {
     #[inline(always)]
     pub(crate) fn new<I: Isa, T>(data: &[T], end: usize, from_memory: bool) -> Self {
         let bytes = match size_of::<T>() {
-            _ if MR > 1 || I::LANES < 16 => AHEAD_BYTES,
+            _ if MR > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
             _ => AHEAD_BYTES / 2,
         };

@@ -51,7 +51,13 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         let width = if I::LANES == 16 && left == PANEL {
             score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
             4 * I::LANES
-        } else if I::LANES == 8 && I::REGISTERS >= 16 && left >= 2 * I::LANES {
+        } else if has_narrow_tiles::<I>() && MR == 1 && left >= 8 * I::LANES {
+            score_tile::<I, P, MR, 8>(isa, q, panel, first, prefetch, column, &mut rows);
+            8 * I::LANES
+        } else if has_narrow_tiles::<I>() && MR <= 3 && left >= 4 * I::LANES {
+            score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
+            4 * I::LANES
+        } else if has_narrow_tiles::<I>() && left >= 2 * I::LANES {
             score_tile::<I, P, MR, 2>(isa, q, panel, first, prefetch, column, &mut rows);
             2 * I::LANES
         } else {
@@ -60,6 +66,13 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         };
         column += width;
     }
+}
+
+/// Whether 16 registers of 8 lanes hold the tiles: of two vectors, which leave room for 6 rows, or of more where fewer rows
+/// would be too few chains to hide the latency of a multiply-add.
+#[inline(always)]
+pub(crate) fn has_narrow_tiles<I: Isa>() -> bool {
+    I::LANES == 8 && I::REGISTERS >= 16
 }
 
 /// `MR` rows against `NV` vectors of keys, from key `first` of a panel on, to column `column`.

@@ -3,7 +3,7 @@
 
 use super::prefetch::Prefetch;
 use super::product::Product;
-use super::score::split_rows;
+use super::score::{has_narrow_tiles, split_rows};
 use crate::isa::Isa;
 use std::ops::Range;
 
@@ -64,6 +64,18 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
                 d += 8 * I::LANES;
             }
         }
+        while d + 4 * I::LANES <= values.v_dim {
+            accumulate_tile::<I, P, MR, 4, GUARD>(isa, values, &keys, d, rows);
+            d += 4 * I::LANES;
+        }
+    }
+    if has_narrow_tiles::<I>() && MR == 1 {
+        while d + 8 * I::LANES <= values.v_dim {
+            accumulate_tile::<I, P, MR, 8, GUARD>(isa, values, &keys, d, rows);
+            d += 8 * I::LANES;
+        }
+    }
+    if has_narrow_tiles::<I>() && MR <= 3 {
         while d + 4 * I::LANES <= values.v_dim {
             accumulate_tile::<I, P, MR, 4, GUARD>(isa, values, &keys, d, rows);
             d += 4 * I::LANES;
