@@ -204,7 +204,7 @@ impl Linear {
         let first_panel = columns.start / PANEL;
         let panel_count = columns.end.div_ceil(PANEL) - first_panel;
         let [part_rows, part_panels] = tile::product_part([rows, panel_count], workers);
-        let run = |part: Part<'_>| {
+        let run = |mut part: Part<'_>| {
             let weights = panels.head(0, 0);
             let Self { bias, inputs, activation, .. } = self;
             self.level.dispatch(LinearKernel {
@@ -214,7 +214,7 @@ impl Linear {
                 inputs: *inputs,
                 activation: *activation,
                 x,
-                part,
+                part: &mut part,
             });
         };
         if part_panels < panel_count {
@@ -345,22 +345,23 @@ impl<'a> Iterator for ColumnParts<'a> {
     }
 }
 
-struct LinearKernel<'a, 'p, T> {
+struct LinearKernel<'a, 'p, 'o, T> {
     weights: &'a [T],
     from_memory: bool,
     bias: &'a [f32],
     inputs: usize,
     activation: Activation,
     x: &'a [f32],
-    part: Part<'p>,
+    /// Too large to be handed on by value in short calls.
+    part: &'p mut Part<'o>,
 }
 
-impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
+impl<T: Element> Kernel for LinearKernel<'_, '_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { weights, from_memory, bias, inputs, activation, x, mut part } = self;
+        let Self { weights, from_memory, bias, inputs, activation, x, part } = self;
         let rows = part.rows();
         // Groups as equal as can be: two of 4 rows make more of a loaded weight than 6 and 2.
         let group = rows.div_ceil(rows.div_ceil(MAX_ROWS));
