@@ -1,17 +1,22 @@
 //! [`MultiHeadAttention`] and its run path.
 
+mod explain;
+
+pub use explain::{ModuleExplanation, ProductExplanation, ProductParts};
+
 use super::call::{KeySource, ModuleInputs, ModuleOutputs};
 use super::config::AttentionConfig;
 use super::linear::{Linear, LinearOptions};
 use super::metrics::{RunningMetrics, target};
 use super::norm::End;
-use super::policy::{InputPolicies, RepairCounts, Repairs};
+use super::policy::{InputPolicies, Operand, RepairCounts, Repairs};
 use super::projections::Projections;
 use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
 use super::workspace::{Buffer, Core, ModuleWorkspace, reserve};
-use crate::cache::KvCache;
+use crate::cache::{AnyKeysValues, KvCache, with_keys_values};
 use crate::dropout::Dropout;
+use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
@@ -19,7 +24,7 @@ use crate::mask::Mask;
 use crate::metrics::{Metrics, MetricsOptions};
 use crate::plan::PlanOptions;
 use crate::problem::Problem;
-use crate::view::{Layout, ViewMut};
+use crate::view::{Layout, View, ViewMut};
 
 /// Choices of a module that are neither sizes nor weights.
 #[derive(Debug, Default)]
@@ -101,6 +106,7 @@ impl MultiHeadAttention {
             check_size("residual", "output_dim", dims.query, columns.output)?;
         }
         let ModuleOptions { plan, policies, metrics } = options;
+        policies.wrong_dim.check_layers(dims)?;
         let level = Level::chosen(plan.level)?;
         let plan = PlanOptions { level: Some(level), ..plan };
         let linear = LinearOptions {
@@ -204,7 +210,7 @@ impl MultiHeadAttention {
         let [batch, q_len, _] = inputs.query.shape();
         let kv_len = match inputs.keys {
             KeySource::Tensors { key, .. } => key.shape()[1],
-            KeySource::Cache(cache) => cache.len(),
+            KeySource::Cache(cache) => cache.kv_len(),
         };
         let shape = [batch, self.config.num_heads, q_len, kv_len];
         let mut scores = zeros("scores", &shape)?;
@@ -247,56 +253,67 @@ impl MultiHeadAttention {
 
         let AttentionConfig { num_heads, key_dim, .. } = self.config;
         let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
-        let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
-        let (q, k, v): (_, Keys<'_, f32>, _) = match inputs.keys {
+        let query = self.admit((Operand::Query, self.dims.query), inputs.query, for_query, &mut repairs)?;
+        let (q, keys) = match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check_size("key", "batch", batch, key.shape()[0])?;
                 let admitted = Some((inputs.query, query));
                 let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
                 let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
-                (q, k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?)
+                (q, AnyKeysValues::F32(k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?))
             }
             KeySource::Cache(cache) => {
                 let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
-                (q, cache.keys().into(), cache.values())
+                (q, cache)
             }
         };
         let q = q.view(num_heads, key_dim)?;
-        let attend = Inputs {
-            bias: inputs.bias,
-            q_start: inputs.q_start,
-            ragged: inputs.ragged,
-            ..Inputs::new(q, k, v)
-        };
-        let attend = Inputs {
-            mask: self.mask(inputs.mask)?,
-            scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
-            softcap: self.config.softcap,
-            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
-            ..attend
-        };
 
         let size = rows.checked_mul(num_heads * value_dim);
         let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
         let context = reserve(context, size)?;
         let view = ViewMut::with_layout(context, [batch, num_heads, q_len, value_dim], Layout::TokenMajor)?;
         let metric_rows = rows.saturating_mul(num_heads);
-        let mut metrics = target(self.metrics.as_ref(), outputs.metrics, room, [num_heads, metric_rows])?;
+        let running = self.metrics.as_ref().filter(|_| outputs.counted);
+        let mut metrics = target(running, outputs.metrics, room, [num_heads, metric_rows])?;
         let targets =
             Outputs { scores: outputs.scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
-        let (plan, workspace) = attention.plan(&self.problem(q_len, k.shape()[2]), &self.plan)?;
-        plan.run(&attend, targets, workspace)?;
+        let (plan, workspace) = attention.plan(&self.problem(q_len, keys.kv_len()), &self.plan)?;
+        with_keys_values!(keys, (k, v) => plan.run(&self.attention(inputs, q, k, v)?, targets, workspace))?;
 
         self.output.run(context, out)?;
         let residual = self.config.use_residual.then(|| query.data());
         let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
         let max_threads = self.plan.max_threads.unwrap_or(usize::MAX);
         End { level: self.level, max_threads, dim: self.output_dim(), residual, norm }.run(out);
-        self.repairs.add(repairs);
-        if let (Some(running), Some(call)) = (&self.metrics, metrics) {
+        self.repairs.add(if outputs.counted { repairs } else { Repairs::default() });
+        if let (Some(running), Some(call)) = (running, metrics) {
             running.add(call, q_len);
         }
         Ok(())
+    }
+
+    /// What the core of the module is asked: queries, keys and values of a call, and what shapes its scores.
+    pub(crate) fn attention<'a, T: Element>(
+        &self,
+        inputs: &ModuleInputs<'a>,
+        q: View<'a, f32>,
+        k: Keys<'a, T>,
+        v: View<'a, T>,
+    ) -> Result<Inputs<'a, f32, T>, AttentionError> {
+        let attend = Inputs {
+            bias: inputs.bias,
+            q_start: inputs.q_start,
+            ragged: inputs.ragged,
+            ..Inputs::new(q, k, v)
+        };
+        Ok(Inputs {
+            mask: self.mask(inputs.mask)?,
+            scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
+            softcap: self.config.softcap,
+            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
+            ..attend
+        })
     }
 
     /// Keys and values of `key` and `value`, projected once for many queries, with room for `capacity` tokens (or as many
@@ -311,23 +328,38 @@ impl MultiHeadAttention {
         capacity: usize,
         workspace: &mut ModuleWorkspace,
     ) -> Result<KvCache<f32>, AttentionError> {
+        self.project_kv_as(key, value, capacity, workspace)
+    }
+
+    /// The same, stored as `f32`, or in half the memory as `f16` or `bf16`: what was projected is rounded to them, once
+    /// (beyond 65504, `f16` makes it infinite).
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::project_kv`].
+    pub fn project_kv_as<T: Element>(
+        &self,
+        key: Tensor<'_>,
+        value: Tensor<'_>,
+        capacity: usize,
+        workspace: &mut ModuleWorkspace,
+    ) -> Result<KvCache<T>, AttentionError> {
         let [batch, tokens, _] = key.shape();
         let mut cache = KvCache::new(batch, &self.problem(1, capacity.max(tokens)))?;
         self.append_kv(key, value, &mut cache, workspace)?;
         Ok(cache)
     }
 
-    /// Projects more tokens, and adds them to the end of every sequence of a cache. Does not allocate once `workspace` has
-    /// served a call as large.
+    /// Projects more tokens, and adds them to the end of every sequence of a cache, rounded to what it stores. Does not
+    /// allocate once `workspace` has served a call as large.
     ///
     /// # Errors
     /// Inputs that the policies refuse, tensors that do not fit the module, each other or the cache, or there is no room in
     /// it. Nothing is added then.
-    pub fn append_kv(
+    pub fn append_kv<T: Element>(
         &self,
         key: Tensor<'_>,
         value: Tensor<'_>,
-        cache: &mut KvCache<f32>,
+        cache: &mut KvCache<T>,
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
         let Core { repaired: [_, for_keys @ ..], projected, .. } = &mut workspace.core;
@@ -335,14 +367,15 @@ impl MultiHeadAttention {
         let pair = self.admit_pair([key, value], None, for_keys, &mut repairs)?;
         let [k, v] = self.projections.run(1..3, pair, &mut projected[1..])?;
         let kv_heads = self.config.kv_heads();
-        cache.append(k.view(kv_heads, self.config.key_dim)?, v.view(kv_heads, self.config.value_dim())?)?;
+        let (k, v) = (k.view(kv_heads, self.config.key_dim)?, v.view(kv_heads, self.config.value_dim())?);
+        cache.append_as(k, v, T::from_f32)?;
         self.repairs.add(repairs);
         Ok(())
     }
 
     fn admit<'t>(
         &self,
-        operand: (&'static str, usize),
+        operand: (Operand, usize),
         tensor: Tensor<'t>,
         buffers: &'t mut [Buffer; 2],
         repairs: &mut Repairs,
@@ -362,17 +395,20 @@ impl MultiHeadAttention {
         let InputDims { query: query_dim, key: key_dim, value: value_dim } = self.dims;
         check_size("value", "batch", key.shape()[0], value.shape()[0])?;
         check_size("value", "kv_len", key.shape()[1], value.shape()[1])?;
-        let as_query = |tensor: &Tensor<'t>, dim: usize| {
-            query.and_then(|(given, admitted)| (dim == query_dim && tensor.is(&given)).then_some(admitted))
+        use Operand::{Key, Query, Value};
+        let alike = |a, b| self.policies.wrong_dim.alike(a, b);
+        let as_query = |tensor: &Tensor<'t>, operand: Operand, dim: usize| {
+            let fitted_alike = dim == query_dim && alike(operand, Query);
+            query.and_then(|(given, admitted)| (fitted_alike && tensor.is(&given)).then_some(admitted))
         };
-        let admitted_key = match as_query(&key, key_dim) {
+        let admitted_key = match as_query(&key, Key, key_dim) {
             Some(query) => query,
-            None => self.admit(("key", key_dim), key, for_key, repairs)?,
+            None => self.admit((Key, key_dim), key, for_key, repairs)?,
         };
-        let as_key = (key_dim == value_dim && value.is(&key)).then_some(admitted_key);
-        let admitted_value = match as_key.or_else(|| as_query(&value, value_dim)) {
+        let as_key = (key_dim == value_dim && value.is(&key) && alike(Key, Value)).then_some(admitted_key);
+        let admitted_value = match as_key.or_else(|| as_query(&value, Value, value_dim)) {
             Some(admitted) => admitted,
-            None => self.admit(("value", value_dim), value, for_value, repairs)?,
+            None => self.admit((Value, value_dim), value, for_value, repairs)?,
         };
         Ok([admitted_key, admitted_value])
     }
