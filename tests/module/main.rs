@@ -4,8 +4,10 @@
 #[path = "../common/numbers.rs"]
 mod numbers;
 
+mod caches;
 mod determinism;
 mod errors;
+mod explain;
 mod libraries;
 mod metrics;
 mod norm;
