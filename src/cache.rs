@@ -9,11 +9,12 @@
 
 use crate::element::Element;
 use crate::error::AttentionError;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, Keys};
 use crate::panels::KeyPanels;
 use crate::problem::Problem;
 use crate::scratch::AlignedBuf;
 use crate::view::View;
+use half::{bf16, f16};
 
 /// Keys and values of a batch of sequences, with room for a fixed number of tokens, to append to and attend over.
 ///
@@ -58,11 +59,21 @@ impl<T: Element> KvCache<T> {
     /// # Errors
     /// Shapes that do not fit the cache or each other, or there is no room; nothing is added then.
     pub fn append(&mut self, keys: View<'_, T>, values: View<'_, T>) -> Result<(), AttentionError> {
+        self.append_as(keys, values, |x| x)
+    }
+
+    /// [`KvCache::append`] of tokens that are stored as something else.
+    pub(crate) fn append_as<S: Element>(
+        &mut self,
+        keys: View<'_, S>,
+        values: View<'_, S>,
+        convert: impl Fn(S) -> T,
+    ) -> Result<(), AttentionError> {
         let [batch, kv_heads, tokens, _] = keys.shape();
         values.check_shape("values", [batch, kv_heads, tokens, self.v_dim])?;
         values.check_unit_stride("values")?;
         let start = self.keys.len();
-        self.keys.append(keys)?;
+        self.keys.append_as(keys, &convert)?;
         if self.values.is_empty() {
             return Ok(()); // sizes that are not 0 may be any: their products need not fit
         }
@@ -72,7 +83,8 @@ impl<T: Element> KvCache<T> {
                 let first = ((b * kv_heads + h) * self.capacity() + start) * row;
                 let rows = self.values[first..][..tokens * row].chunks_exact_mut(row);
                 for (t, into) in rows.enumerate() {
-                    into.copy_from_slice(&values.from(b, h, t)[..row]);
+                    let row = &values.from(b, h, t)[..row];
+                    into.iter_mut().zip(row).for_each(|(into, &x)| *into = convert(x));
                 }
             }
         }
@@ -117,5 +129,31 @@ impl<T: Element> KvCache<T> {
     /// Tokens there is room for in each sequence.
     pub fn capacity(&self) -> usize {
         self.keys.capacity()
+    }
+}
+
+/// Keys and values as attention reads them, by what they are stored as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AnyKeysValues<'a> {
+    F32(Keys<'a, f32>, View<'a, f32>),
+    F16(Keys<'a, f16>, View<'a, f16>),
+    Bf16(Keys<'a, bf16>, View<'a, bf16>),
+}
+
+/// Runs `$body` with `$k` and `$v` bound to the typed ones.
+macro_rules! with_keys_values {
+    ($any:expr, ($k:ident, $v:ident) => $body:expr) => {
+        match $any {
+            $crate::cache::AnyKeysValues::F32($k, $v) => $body,
+            $crate::cache::AnyKeysValues::F16($k, $v) => $body,
+            $crate::cache::AnyKeysValues::Bf16($k, $v) => $body,
+        }
+    };
+}
+pub(crate) use with_keys_values;
+
+impl AnyKeysValues<'_> {
+    pub(crate) fn kv_len(&self) -> usize {
+        with_keys_values!(self, (k, _v) => k.shape()[2])
     }
 }

@@ -3,6 +3,7 @@
 //! The storage type decides one rounding at the store and none at the load; everything between is `f32`. Scalar
 //! conversions of the `half` crate look the CPU up on each call, so kernels convert through [`Isa`] only.
 
+use crate::cache::{AnyKeysValues, KvCache};
 use crate::exact::call::Call;
 use crate::exact::finish::Targets;
 use crate::exact::grid::{self, Grid};
@@ -91,6 +92,9 @@ pub(crate) mod sealed {
         fn erase(view: View<'_, Self>) -> AnyView<'_>
         where
             Self: Element;
+        fn erase_cache(cache: &KvCache<Self>) -> AnyKeysValues<'_>
+        where
+            Self: Element;
         fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_>;
         /// [`grid::run`] for keys and values of this type. Here, and not generic at the caller's, because that is what
         /// compiles the kernels once, into this crate, instead of into every crate that calls them.
@@ -137,6 +141,9 @@ macro_rules! element {
             }
             fn erase(view: View<'_, Self>) -> AnyView<'_> {
                 AnyView::$dtype(view)
+            }
+            fn erase_cache(cache: &KvCache<Self>) -> AnyKeysValues<'_> {
+                AnyKeysValues::$dtype(cache.keys().into(), cache.values())
             }
             fn share(rows: SharedRows<'_, Self>) -> AnyRows<'_> {
                 AnyRows::$dtype(rows)

@@ -95,6 +95,15 @@ impl<T: Element> KeyPanels<T> {
     /// # Errors
     /// `keys` has another batch, number of heads or dimension, or there is no room; nothing is added then.
     pub fn append(&mut self, keys: View<'_, T>) -> Result<(), AttentionError> {
+        self.append_as(keys, |x| x)
+    }
+
+    /// [`KeyPanels::append`] of keys that are stored as something else.
+    pub(crate) fn append_as<S: Element>(
+        &mut self,
+        keys: View<'_, S>,
+        convert: impl Fn(S) -> T,
+    ) -> Result<(), AttentionError> {
         keys.check_axis("keys", 0, self.batch)?;
         keys.check_axis("keys", 1, self.kv_heads)?;
         keys.check_axis("keys", 3, self.head_dim)?;
@@ -124,7 +133,7 @@ impl<T: Element> KeyPanels<T> {
                     let first = base + key / PANEL * panel;
                     let columns = &mut self.data[first..first + panel];
                     for (column, &x) in columns.chunks_exact_mut(PANEL).zip(row) {
-                        column[key % PANEL] = x;
+                        column[key % PANEL] = convert(x);
                     }
                 }
             }

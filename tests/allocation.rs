@@ -2,6 +2,8 @@
 
 #[path = "common/counting.rs"]
 mod counting;
+#[path = "common/numbers.rs"]
+mod numbers;
 
 use counting::allocations;
 use half::{bf16, f16};
@@ -9,6 +11,7 @@ use lucid_attention::{
     Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
     Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
 };
+use numbers::numbers;
 
 /// One call of every kind, on `plan`'s threads.
 fn calls<Q: Element, T: Element>(threads: usize) {
@@ -148,22 +151,32 @@ fn titans_calls(threads: usize) {
         let mal = Mal::new(attention, dims).expect("valid parts");
         let mut context = SequenceContext::new(dims).expect("memory");
         let mut workspaces: [TitansWorkspace; 3] = Default::default();
-        let (x, mut y, mut v) = (vec![0.5; 128], vec![0.0; 128], vec![0.0; 128]);
+        let (mut y, mut v) = (vec![0.0; 128], vec![0.0; 128]);
+        // Vectors that differ, so that logits do: the relevance focus divides them then.
+        let vectors: Vec<Vec<f32>> =
+            (0..7).map(|seed| numbers(128, seed).iter().map(|x| 3.0 * x).collect()).collect();
+        let mut vectors = vectors.iter().cycle();
+        let normalised = std::cell::Cell::new(0);
         let mut step = |focus| {
+            let x = vectors.next().expect("they go round");
             // Of some foci every second step, which are gathered.
             let mac_hints = MacHints { context_limit: Some(7), ..MacHints::default() };
             let hints = Hints { focus, mac: mac_hints, ..Hints::default() };
-            let step = Step { timestamp: 0.5, id: "memory", x: &x, key: &x, value: &x, query: &x };
+            let step = Step { timestamp: 0.5, id: "memory", x, key: x, value: x, query: x };
             let current = context.begin(step).expect("a valid step");
             let [for_mac, for_mag, for_mal] = &mut workspaces;
             mag.process_input(&current, Some(&hints), for_mag).expect("a valid call");
             mal.process_input(&current, Some(&hints), &mut v, for_mal).expect("a valid call");
-            mac.process_input(&current, &x, Some(&hints), &mut y, for_mac).expect("a valid call");
-            current.finish(&x).expect("a valid answer");
+            let metrics =
+                mac.process_input(&current, x, Some(&hints), &mut y, for_mac).expect("a valid call");
+            normalised.set(normalised.get() + usize::from(metrics.variance_normalization_applied));
+            current.finish(x).expect("a valid answer");
         };
         let mut round = || (0..2).for_each(|_| Focus::ALL.into_iter().for_each(&mut step));
         (0..6).for_each(|_| round()); // more steps than the context holds
+        normalised.set(0);
         assert_eq!(allocations(round), 0, "steps through the variants, {threads} thread(s)");
+        assert_eq!(normalised.get(), 2, "the relevance focus, each time");
     }
 }
 

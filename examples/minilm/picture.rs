@@ -8,7 +8,7 @@ use std::path::Path;
 #[cfg(feature = "viz")]
 pub(crate) fn draw(wanted: &Picture, texts: &[String], model_dir: Option<&Path>) -> Result<String> {
     use crate::Model;
-    use crate::model::HEADS;
+    use crate::model::{HEADS, Watch};
     use crate::text::Batch;
     use lucid_attention::View;
     use lucid_attention::viz::HeatMap;
@@ -19,7 +19,8 @@ pub(crate) fn draw(wanted: &Picture, texts: &[String], model_dir: Option<&Path>)
     let Model { tokenizer, mut encoder } = crate::load(model_dir)?;
     let mut batch = Batch::default();
     batch.push(&tokenizer.encode(text)?);
-    let probabilities = encoder.encode(&batch, Some(wanted.layer))?.probabilities;
+    let watch = Watch { probabilities_of: Some(wanted.layer), ..Watch::default() };
+    let probabilities = encoder.encode(&batch, watch)?.probabilities;
 
     let tokens = batch.tokens();
     let title = match wanted.head {

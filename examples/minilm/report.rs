@@ -24,7 +24,7 @@ pub(crate) struct Report {
     pub(crate) sentences: Vec<Sentence>,
     /// In the encoder.
     seconds: f64,
-    /// Of these in attention.
+    /// Of these in the attention modules, projections included.
     attention_seconds: f64,
 }
 
@@ -91,7 +91,7 @@ impl fmt::Display for Report {
         let tokens: usize = self.sentences.iter().map(|sentence| sentence.tokens).sum();
         writeln!(
             f,
-            "\n{tokens} tokens in {:.1} ms: {:.0} tokens/s, {:.1} % of the time in attention",
+            "\n{tokens} tokens in {:.1} ms: {:.0} tokens/s, {:.1} % of the time in attention and its projections",
             self.seconds * 1e3,
             tokens as f64 / self.seconds,
             self.attention_seconds / self.seconds * 100.0

@@ -62,7 +62,7 @@ impl Batch {
     }
 
     /// The tokens of each sentence in turn.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn ranges(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
         self.bounds.windows(2).map(|pair| pair[0]..pair[1])
     }
 }

@@ -23,6 +23,7 @@ use super::workspace::{Attention, Buffer, reserve};
 use crate::error::AttentionError;
 use crate::inputs::Outputs;
 use crate::parallel::{self, MAX_PARTS};
+use crate::problem::Problem;
 use crate::tile;
 use crate::view::{View, ViewMut};
 
@@ -91,6 +92,11 @@ impl Absorbed {
         let direct = [kv_len * kv_heads * matrices, pairs * (key_dim + value_dim)];
         let absorbed = [q_len * heads * matrices, pairs * (key_input + value_input)];
         tile::absorbs(direct, absorbed)
+    }
+
+    /// That of attention over tokens as they are, in a call of `direct`.
+    pub(crate) fn problem(&self, direct: &Problem) -> Problem {
+        Problem { kv_heads: 1, head_dim: self.dims.key, v_dim: self.dims.value, ..*direct }
     }
 
     /// From projected queries `q`, `[batch, q_len, heads * key_dim]`, to `context`, `[batch, q_len, heads * value_dim]`.

@@ -1,7 +1,8 @@
 //! What a module's call reads and what it writes.
 
 use super::tensor::Tensor;
-use crate::cache::KvCache;
+use crate::cache::{AnyKeysValues, KvCache};
+use crate::element::Element;
 use crate::inputs::{QueryStart, Ragged, Scores};
 use crate::mask::Mask;
 use crate::metrics::Metrics;
@@ -28,7 +29,7 @@ pub struct ModuleInputs<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum KeySource<'a> {
     Tensors { key: Tensor<'a>, value: Tensor<'a> },
-    Cache(&'a KvCache<f32>),
+    Cache(AnyKeysValues<'a>),
 }
 
 impl<'a> ModuleInputs<'a> {
@@ -44,9 +45,9 @@ impl<'a> ModuleInputs<'a> {
     }
 
     /// `query` over keys and values that are projected already, by
-    /// [`MultiHeadAttention::project_kv`](super::MultiHeadAttention::project_kv).
-    pub fn cached(query: Tensor<'a>, cache: &'a KvCache<f32>) -> Self {
-        Self::of(query, KeySource::Cache(cache))
+    /// [`MultiHeadAttention::project_kv`](super::MultiHeadAttention::project_kv), and stored as `f32`, `f16` or `bf16`.
+    pub fn cached<T: Element>(query: Tensor<'a>, cache: &'a KvCache<T>) -> Self {
+        Self::of(query, KeySource::Cache(T::erase_cache(cache)))
     }
 
     fn of(query: Tensor<'a>, keys: KeySource<'a>) -> Self {
@@ -109,12 +110,14 @@ pub struct ModuleOutputs<'a> {
     pub(crate) out: &'a mut [f32],
     pub(crate) scores: Option<Scores<'a>>,
     pub(crate) metrics: Option<&'a mut Metrics>,
+    /// Whether the module's running metrics and repairs take the call in.
+    pub(crate) counted: bool,
 }
 
 impl<'a> ModuleOutputs<'a> {
     /// `out`: `[batch, q_len, output_dim]`, contiguous.
     pub fn new(out: &'a mut [f32]) -> Self {
-        Self { out, scores: None, metrics: None }
+        Self { out, scores: None, metrics: None, counted: true }
     }
 
     /// Scores or probabilities at some stage, `[batch, heads, q_len, kv_len]`, for all heads and rows or some.

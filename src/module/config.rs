@@ -5,6 +5,7 @@
 //! not given have their defaults, unknown ones are an error.
 
 use super::activation::Activation;
+use super::norm::check_epsilon;
 use crate::dropout::Dropout;
 use crate::element::DType;
 use crate::error::AttentionError;
@@ -124,10 +125,7 @@ impl AttentionConfig {
             return Err(AttentionError::SizeOverflow { operand });
         }
         Dropout { rate: self.dropout, seed: 0 }.validate()?;
-        if !(0.0..f32::INFINITY).contains(&self.layer_norm_epsilon) {
-            let got = self.layer_norm_epsilon.to_string();
-            return value("layer_norm_epsilon", "a finite number that is not negative", got);
-        }
+        check_epsilon(self.layer_norm_epsilon)?;
         self.scale.map_or(Ok(()), check_scale)?;
         self.softcap.map_or(Ok(()), check_softcap)
     }

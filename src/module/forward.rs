@@ -1,26 +1,31 @@
 //! [`MultiHeadAttention`] and its run path.
 
+mod explain;
+
+pub use explain::{ModuleExplanation, ProductExplanation, ProductParts};
+
 use super::absorbed::Absorbed;
 use super::call::{KeySource, ModuleInputs, ModuleOutputs};
 use super::config::AttentionConfig;
 use super::linear::{Linear, LinearOptions};
 use super::metrics::{RunningMetrics, target};
 use super::norm::End;
-use super::policy::{InputPolicies, RepairCounts, Repairs};
+use super::policy::{InputPolicies, Operand, RepairCounts, Repairs};
 use super::projections::Projections;
 use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
 use super::workspace::{Attention, Buffer, Core, ModuleWorkspace, reserve};
-use crate::cache::KvCache;
+use crate::cache::{AnyKeysValues, KvCache, with_keys_values};
 use crate::dropout::Dropout;
+use crate::element::Element;
 use crate::error::{AttentionError, check_size};
-use crate::inputs::{Inputs, Outputs, ScoreStage, Scores};
+use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
 use crate::isa::Level;
 use crate::mask::Mask;
 use crate::metrics::{Metrics, MetricsOptions};
-use crate::plan::PlanOptions;
+use crate::plan::{Plan, PlanOptions, Workspace};
 use crate::problem::Problem;
-use crate::view::{Layout, ViewMut};
+use crate::view::{Layout, View, ViewMut};
 
 /// Choices of a module that are neither sizes nor weights.
 #[derive(Debug, Default)]
@@ -96,7 +101,7 @@ impl MultiHeadAttention {
     ///
     /// # Errors
     /// A field of `config` is wrong; `weights` are not those of `config`; a residual is asked for with an output of another
-    /// size than the query; `options` ask for what this CPU lacks (as [`Plan::with_options`](crate::Plan::with_options)); or
+    /// size than the query; `options` ask for what this CPU lacks (as [`Plan::with_options`](Plan::with_options)); or
     /// memory cannot be had.
     pub fn with_options(
         config: AttentionConfig,
@@ -111,6 +116,7 @@ impl MultiHeadAttention {
             check_size("residual", "output_dim", dims.query, columns.output)?;
         }
         let ModuleOptions { plan, policies, metrics, always_project } = options;
+        policies.wrong_dim.check_layers(dims)?;
         let level = Level::chosen(plan.level)?;
         let plan = PlanOptions { level: Some(level), ..plan };
         let linear = LinearOptions {
@@ -141,7 +147,7 @@ impl MultiHeadAttention {
             config,
         };
         // Whatever else the options may ask in vain for, they do now, not at the first call.
-        crate::Plan::with_options(&module.problem(1, 1), &module.plan)?;
+        Plan::with_options(&module.problem(1, 1), &module.plan)?;
         Ok(module)
     }
 
@@ -220,7 +226,7 @@ impl MultiHeadAttention {
         let [batch, q_len, _] = inputs.query.shape();
         let kv_len = match inputs.keys {
             KeySource::Tensors { key, .. } => key.shape()[1],
-            KeySource::Cache(cache) => cache.len(),
+            KeySource::Cache(cache) => cache.kv_len(),
         };
         let shape = [batch, self.config.num_heads, q_len, kv_len];
         let mut scores = zeros("scores", &shape)?;
@@ -257,70 +263,59 @@ impl MultiHeadAttention {
         let Core { repaired, projected, context, attention, absorbed: for_absorbed, metrics: room } = core;
         let [for_query, for_keys @ ..] = repaired;
         let [batch, q_len, _] = inputs.query.shape();
-        let ModuleOutputs { out, mut scores, metrics } = outputs;
+        let ModuleOutputs { out, mut scores, metrics, counted } = outputs;
         let rows = batch.saturating_mul(q_len);
         check_size("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
 
         let AttentionConfig { num_heads, key_dim, .. } = self.config;
         let (kv_heads, value_dim) = (self.config.kv_heads(), self.config.value_dim());
-        let query = self.admit(("query", self.dims.query), inputs.query, for_query, &mut repairs)?;
+        let query = self.admit((Operand::Query, self.dims.query), inputs.query, for_query, &mut repairs)?;
         let size = rows.checked_mul(num_heads * value_dim);
         let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
         let context = reserve(context, size)?;
         let context_shape = [batch, num_heads, q_len, value_dim];
         let metric_rows = rows.saturating_mul(num_heads);
-        let mut metrics = target(self.metrics.as_ref(), metrics, room, [num_heads, metric_rows])?;
+        let running = self.metrics.as_ref().filter(|_| counted);
+        let mut metrics = target(running, metrics, room, [num_heads, metric_rows])?;
         match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check_size("key", "batch", batch, key.shape()[0])?;
                 let admitted = Some((inputs.query, query));
                 let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
-                let absorbed = self.absorbed.as_ref().filter(|absorbed| {
-                    let plain = inputs.training.is_none() && inputs.ragged.is_none();
-                    plain && absorbed.pays([q_len, key.shape()[1]])
-                });
+                let kv_len = key.shape()[1];
+                let absorbed = self.absorbs(inputs, kv_len);
                 // Absorbed logits lack what the keys' bias adds to all of a row.
                 let logits =
                     scores.take_if(|scores| absorbed.is_none() || scores.stage != ScoreStage::Softmax);
                 if absorbed.is_none() || logits.is_some() {
                     let [q, k, v] = self.projections.run(0..3, [query, key, value], projected)?;
-                    let q = q.view(num_heads, key_dim)?;
-                    let attend = Inputs::new(q, k.view(kv_heads, key_dim)?, v.view(kv_heads, value_dim)?);
+                    let keys =
+                        AnyKeysValues::F32(k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?);
                     let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
                     let metrics = metrics.as_deref_mut().filter(|_| absorbed.is_none());
                     let outputs = Outputs { scores: logits, metrics, ..Outputs::new(view) };
-                    let problem = self.problem(q_len, attend.k.shape()[2]);
-                    self.attend(inputs, attend, outputs, &problem, attention)?;
+                    let plan = attention.plan(&self.problem(q_len, kv_len), &self.plan)?;
+                    self.attend(plan, inputs, (q.view(num_heads, key_dim)?, keys), outputs)?;
                 }
                 if let Some(absorbed) = absorbed {
                     let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
-                    let (q, lens) = (q.rows(), [batch, q_len]);
-                    absorbed.run(
-                        &self.projections,
-                        q,
-                        lens,
-                        for_absorbed,
-                        context,
-                        |queries, outputs, plans| {
-                            let attend = Inputs::new(queries, key.view()?, value.view()?);
+                    let keys = AnyKeysValues::F32(key.view()?.into(), value.view()?);
+                    let problem = absorbed.problem(&self.problem(q_len, kv_len));
+                    let attend =
+                        |queries: View<'_, f32>, outputs: Outputs<'_, f32>, plans: &mut Attention| {
                             let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..outputs };
-                            let problem = Problem {
-                                kv_heads: 1,
-                                head_dim: self.dims.key,
-                                v_dim: self.dims.value,
-                                ..self.problem(q_len, key.shape()[1])
-                            };
-                            self.attend(inputs, attend, outputs, &problem, plans)
-                        },
-                    )?;
+                            self.attend(plans.plan(&problem, &self.plan)?, inputs, (queries, keys), outputs)
+                        };
+                    let lens = [batch, q_len];
+                    absorbed.run(&self.projections, q.rows(), lens, for_absorbed, context, attend)?;
                 }
             }
             KeySource::Cache(cache) => {
                 let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
-                let attend = cache.inputs(q.view(num_heads, key_dim)?);
                 let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
                 let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
-                self.attend(inputs, attend, outputs, &self.problem(q_len, cache.len()), attention)?;
+                let plan = attention.plan(&self.problem(q_len, cache.kv_len()), &self.plan)?;
+                self.attend(plan, inputs, (q.view(num_heads, key_dim)?, cache), outputs)?;
             }
         }
         self.output.run(context, out)?;
@@ -328,34 +323,52 @@ impl MultiHeadAttention {
         let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
         let max_threads = self.plan.max_threads.unwrap_or(usize::MAX);
         End { level: self.level, max_threads, dim: self.output_dim(), residual, norm }.run(out);
-        self.repairs.add(repairs);
-        if let (Some(running), Some(call)) = (&self.metrics, metrics) {
+        self.repairs.add(if counted { repairs } else { Repairs::default() });
+        if let (Some(running), Some(call)) = (running, metrics) {
             running.add(call, q_len);
         }
         Ok(())
     }
 
+    /// The absorbed projections, if a call over so many tokens is to use them.
+    fn absorbs(&self, inputs: &ModuleInputs<'_>, kv_len: usize) -> Option<&Absorbed> {
+        let [_, q_len, _] = inputs.query.shape();
+        let plain = inputs.training.is_none() && inputs.ragged.is_none();
+        self.absorbed.as_ref().filter(|absorbed| plain && absorbed.pays([q_len, kv_len]))
+    }
+
     /// Attention by a call's rules and the configuration's.
-    fn attend(
+    fn attend<'a>(
         &self,
-        call: &ModuleInputs<'_>,
-        inputs: Inputs<'_, f32, f32>,
+        (plan, workspace): (&Plan, &mut Workspace),
+        inputs: &ModuleInputs<'a>,
+        (q, keys): (View<'_, f32>, AnyKeysValues<'_>),
         outputs: Outputs<'_, f32>,
-        problem: &Problem,
-        plans: &mut Attention,
     ) -> Result<(), AttentionError> {
-        let inputs = Inputs {
-            mask: self.mask(call.mask)?,
-            bias: call.bias,
-            q_start: call.q_start,
-            ragged: call.ragged,
-            scale: Some(self.config.scale() * call.logit_scale.unwrap_or(1.0)),
-            softcap: self.config.softcap,
-            dropout: call.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
-            ..inputs
+        with_keys_values!(keys, (k, v) => plan.run(&self.attention(inputs, q, k, v)?, outputs, workspace))
+    }
+
+    /// What the core of the module is asked: queries, keys and values of a call, and what shapes its scores.
+    pub(crate) fn attention<'a, T: Element>(
+        &self,
+        inputs: &ModuleInputs<'a>,
+        q: View<'a, f32>,
+        k: Keys<'a, T>,
+        v: View<'a, T>,
+    ) -> Result<Inputs<'a, f32, T>, AttentionError> {
+        let attend = Inputs {
+            bias: inputs.bias,
+            q_start: inputs.q_start,
+            ragged: inputs.ragged,
+            ..Inputs::new(q, k, v)
         };
-        let (plan, workspace) = plans.plan(problem, &self.plan)?;
-        plan.run(&inputs, outputs, workspace)
+        Ok(Inputs {
+            mask: self.mask(inputs.mask)?,
+            scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
+            softcap: self.config.softcap,
+            dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
+            ..attend
+        })
     }
 
     /// Keys and values of `key` and `value`, projected once for many queries, with room for `capacity` tokens (or as many
@@ -370,23 +383,38 @@ impl MultiHeadAttention {
         capacity: usize,
         workspace: &mut ModuleWorkspace,
     ) -> Result<KvCache<f32>, AttentionError> {
+        self.project_kv_as(key, value, capacity, workspace)
+    }
+
+    /// The same, stored as `f32`, or in half the memory as `f16` or `bf16`: what was projected is rounded to them, once
+    /// (beyond 65504, `f16` makes it infinite).
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::project_kv`].
+    pub fn project_kv_as<T: Element>(
+        &self,
+        key: Tensor<'_>,
+        value: Tensor<'_>,
+        capacity: usize,
+        workspace: &mut ModuleWorkspace,
+    ) -> Result<KvCache<T>, AttentionError> {
         let [batch, tokens, _] = key.shape();
         let mut cache = KvCache::new(batch, &self.problem(1, capacity.max(tokens)))?;
         self.append_kv(key, value, &mut cache, workspace)?;
         Ok(cache)
     }
 
-    /// Projects more tokens, and adds them to the end of every sequence of a cache. Does not allocate once `workspace` has
-    /// served a call as large.
+    /// Projects more tokens, and adds them to the end of every sequence of a cache, rounded to what it stores. Does not
+    /// allocate once `workspace` has served a call as large.
     ///
     /// # Errors
     /// Inputs that the policies refuse, tensors that do not fit the module, each other or the cache, or there is no room in
     /// it. Nothing is added then.
-    pub fn append_kv(
+    pub fn append_kv<T: Element>(
         &self,
         key: Tensor<'_>,
         value: Tensor<'_>,
-        cache: &mut KvCache<f32>,
+        cache: &mut KvCache<T>,
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
         let Core { repaired: [_, for_keys @ ..], projected, .. } = &mut workspace.core;
@@ -394,14 +422,15 @@ impl MultiHeadAttention {
         let pair = self.admit_pair([key, value], None, for_keys, &mut repairs)?;
         let [k, v] = self.projections.run(1..3, pair, &mut projected[1..])?;
         let kv_heads = self.config.kv_heads();
-        cache.append(k.view(kv_heads, self.config.key_dim)?, v.view(kv_heads, self.config.value_dim())?)?;
+        let (k, v) = (k.view(kv_heads, self.config.key_dim)?, v.view(kv_heads, self.config.value_dim())?);
+        cache.append_as(k, v, T::from_f32)?;
         self.repairs.add(repairs);
         Ok(())
     }
 
     fn admit<'t>(
         &self,
-        operand: (&'static str, usize),
+        operand: (Operand, usize),
         tensor: Tensor<'t>,
         buffers: &'t mut [Buffer; 2],
         repairs: &mut Repairs,
@@ -421,17 +450,20 @@ impl MultiHeadAttention {
         let InputDims { query: query_dim, key: key_dim, value: value_dim } = self.dims;
         check_size("value", "batch", key.shape()[0], value.shape()[0])?;
         check_size("value", "kv_len", key.shape()[1], value.shape()[1])?;
-        let as_query = |tensor: &Tensor<'t>, dim: usize| {
-            query.and_then(|(given, admitted)| (dim == query_dim && tensor.is(&given)).then_some(admitted))
+        use Operand::{Key, Query, Value};
+        let alike = |a, b| self.policies.wrong_dim.alike(a, b);
+        let as_query = |tensor: &Tensor<'t>, operand: Operand, dim: usize| {
+            let fitted_alike = dim == query_dim && alike(operand, Query);
+            query.and_then(|(given, admitted)| (fitted_alike && tensor.is(&given)).then_some(admitted))
         };
-        let admitted_key = match as_query(&key, key_dim) {
+        let admitted_key = match as_query(&key, Key, key_dim) {
             Some(query) => query,
-            None => self.admit(("key", key_dim), key, for_key, repairs)?,
+            None => self.admit((Key, key_dim), key, for_key, repairs)?,
         };
-        let as_key = (key_dim == value_dim && value.is(&key)).then_some(admitted_key);
-        let admitted_value = match as_key.or_else(|| as_query(&value, value_dim)) {
+        let as_key = (key_dim == value_dim && value.is(&key) && alike(Key, Value)).then_some(admitted_key);
+        let admitted_value = match as_key.or_else(|| as_query(&value, Value, value_dim)) {
             Some(admitted) => admitted,
-            None => self.admit(("value", value_dim), value, for_value, repairs)?,
+            None => self.admit((Value, value_dim), value, for_value, repairs)?,
         };
         Ok([admitted_key, admitted_value])
     }

@@ -197,13 +197,7 @@ impl Linear {
         out: &mut [f32],
     ) {
         let (rows, width) = (x.len() / self.inputs, columns.len());
-        let weights = self.inputs as f64 * width as f64;
-        let work = [rows as f64 * weights, weights * size_of::<T>() as f64];
-        let workers = if tile::worth_spreading(work) { parallel::workers(self.max_threads) } else { 1 };
-        // Panels that columns lie in, the first and last perhaps in part.
-        let first_panel = columns.start / PANEL;
-        let panel_count = columns.end.div_ceil(PANEL) - first_panel;
-        let [part_rows, part_panels] = tile::product_part([rows, panel_count], workers);
+        let Deal { work, workers, panels: panel_count, part_rows, part_panels } = self.deal(rows, &columns);
         let run = |mut part: Part<'_>| {
             let weights = panels.head(0, 0);
             let Self { bias, inputs, activation, .. } = self;
@@ -227,6 +221,17 @@ impl Linear {
             });
             parallel::for_each_part(parts, workers, &run);
         }
+    }
+
+    /// How a product of so many rows, for some columns, is dealt to workers.
+    pub(crate) fn deal(&self, rows: usize, columns: &Range<usize>) -> Deal {
+        let weights = self.inputs as f64 * columns.len() as f64;
+        let work = [rows as f64 * weights, weights * self.dtype().bytes() as f64];
+        let workers = if tile::worth_spreading(work) { parallel::workers(self.max_threads) } else { 1 };
+        // Panels that columns lie in, the first and last perhaps in part.
+        let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
+        let [part_rows, part_panels] = tile::product_part([rows, panels], workers);
+        Deal { work, workers, panels, part_rows, part_panels }
     }
 
     /// Numbers of a row of the output.
@@ -272,6 +277,19 @@ fn pack<T: Element>(
         }
     }
     Ok(panels)
+}
+
+/// See [`Linear::deal`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deal {
+    /// Multiply-adds, and bytes of weights.
+    work: [f64; 2],
+    pub(crate) workers: usize,
+    /// Of all columns.
+    pub(crate) panels: usize,
+    /// Of a part.
+    part_rows: usize,
+    pub(crate) part_panels: usize,
 }
 
 /// What one task computes.

@@ -16,6 +16,10 @@ impl RunningMetrics {
         Ok(Self { options, totals: Mutex::new(Metrics::new(options, q_heads, 0)?) })
     }
 
+    pub(crate) fn options(&self) -> &MetricsOptions {
+        &self.options
+    }
+
     /// A copy of the totals.
     pub(crate) fn get(&self) -> Metrics {
         self.lock().clone()

@@ -17,6 +17,7 @@
 //! | `forward.rs`, `sequence.rs` | the run path; one query over lists of vectors |
 //! | `metrics.rs` | running metrics of its calls |
 //! | `norm.rs` | residual and layer norm |
+//! | `forward/explain.rs` | what a call would do, and why |
 //!
 //! Everything is `f32` but the projections' weights, which may be stored as `f16` or `bf16`. Accuracy, with `u = 2^-24`: a
 //! projection's outputs are off by up to `(n + 1) u sum |x w|` each, attention as its own certified bound says, and the
@@ -47,10 +48,11 @@ pub(crate) mod workspace;
 pub use activation::Activation;
 pub use call::{ModuleInputs, ModuleOutputs};
 pub use config::AttentionConfig;
-pub use forward::{ModuleOptions, MultiHeadAttention};
+pub use forward::{ModuleExplanation, ModuleOptions, MultiHeadAttention, ProductExplanation, ProductParts};
 pub use linear::{Linear, LinearOptions};
 pub use names::{NamedTensor, Naming};
-pub use policy::{InputPolicies, NotFinite, Repairs, WrongDim};
+pub use norm::LayerNorm;
+pub use policy::{InputLayers, InputPolicies, NotFinite, Repairs, WrongDim};
 pub use tensor::Tensor;
 pub use weights::{DenseWeights, InputDims, ModuleWeights, NormWeights};
 pub use workspace::ModuleWorkspace;

@@ -42,6 +42,10 @@ pub struct NamedTensor<D> {
 
 /// Where tensors are looked up.
 pub(crate) trait Source {
+    /// Whether there is one of that name.
+    fn has(&self, name: &str) -> bool;
+
+    /// The tensor of that name, if there is one.
     fn tensor(&self, name: &str) -> Result<Option<Found<'_>>, AttentionError>;
 }
 
@@ -52,6 +56,10 @@ pub(crate) struct Found<'a> {
 }
 
 impl<D: AsRef<[f32]>> Source for [NamedTensor<D>] {
+    fn has(&self, name: &str) -> bool {
+        self.iter().any(|tensor| tensor.name == name)
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<Found<'_>>, AttentionError> {
         let Some(tensor) = self.iter().find(|tensor| tensor.name == name) else {
             return Ok(None);
@@ -106,11 +114,12 @@ impl ModuleWeights {
         config.validate()?;
         self.check(config)?;
         let mut writer = Writer { prefix, tensors: Vec::new() };
-        match naming {
+        let norm = match naming {
             Naming::Keras => self.write_keras(config, &mut writer),
             Naming::PyTorch => self.write_pytorch(&mut writer),
             Naming::Bert => self.write_bert(&mut writer),
-        }
+        };
+        self.layer_norm.iter().for_each(|weights| writer.norm(naming, norm, weights));
         Ok(writer.tensors)
     }
 
@@ -159,14 +168,13 @@ impl<S: Source + ?Sized> Reader<'_, S> {
         let bias = self.bias("attention_output/bias", &[columns.output])?;
         let (outputs, inputs) = (columns.output, columns.context);
         let output = DenseWeights { weight: transposed(&kernel, outputs), bias, outputs, inputs };
-        let layer_norm =
-            self.norm([&["layer_normalization/gamma"], &["layer_normalization/beta"]], outputs)?;
+        let layer_norm = self.norm(Naming::Keras, "layer_normalization", outputs)?;
         Ok(ModuleWeights { query, key, value, output, layer_norm })
     }
 
     fn pytorch(&self) -> Result<ModuleWeights, AttentionError> {
         for name in ["bias_k", "bias_v"] {
-            if self.find(name)?.is_some() {
+            if self.has(name) {
                 let (name, reason) = (self.full(name), "a module that has no learned extra key");
                 return Err(AttentionError::TensorUnexpected { name, reason });
             }
@@ -181,7 +189,7 @@ impl<S: Source + ?Sized> Reader<'_, S> {
             first += size;
             biases.as_ref().map(|biases| biases[first - size..first].to_vec())
         };
-        let [query, key, value] = if self.find("in_proj_weight")?.is_some() {
+        let [query, key, value] = if self.has("in_proj_weight") {
             let (stacked, shape) = self.get("in_proj_weight", &[all, ANY])?;
             let mut rest = &stacked[..];
             sizes.map(|outputs| {
@@ -202,7 +210,7 @@ impl<S: Source + ?Sized> Reader<'_, S> {
         };
         let columns = Columns::new(self.config, query.inputs);
         let output = self.dense("out_proj", columns.output, columns.context)?;
-        let layer_norm = self.norm([&["norm.weight"], &["norm.bias"]], columns.output)?;
+        let layer_norm = self.norm(Naming::PyTorch, "norm", columns.output)?;
         Ok(ModuleWeights { query, key, value, output, layer_norm })
     }
 
@@ -213,11 +221,8 @@ impl<S: Source + ?Sized> Reader<'_, S> {
         let value = self.dense("attention.self.value", of.value, ANY)?;
         let columns = Columns::new(self.config, query.inputs);
         let output = self.dense("attention.output.dense", columns.output, columns.context)?;
-        let names: [&[&str]; 2] = [
-            &["attention.output.LayerNorm.weight", "attention.output.LayerNorm.gamma"],
-            &["attention.output.LayerNorm.bias", "attention.output.LayerNorm.beta"],
-        ];
-        Ok(ModuleWeights { query, key, value, output, layer_norm: self.norm(names, columns.output)? })
+        let layer_norm = self.norm(Naming::Bert, "attention.output.LayerNorm", columns.output)?;
+        Ok(ModuleWeights { query, key, value, output, layer_norm })
     }
 
     /// `name.weight`, `[outputs, inputs]`, and `name.bias`.
@@ -232,38 +237,25 @@ impl<S: Source + ?Sized> Reader<'_, S> {
         if self.config.use_bias {
             return Ok(Some(self.get(name, shape)?.0));
         }
-        match self.find(name)? {
-            None => Ok(None),
-            Some(_) => {
-                let (name, reason) = (self.full(name), "use_bias = false");
-                Err(AttentionError::TensorUnexpected { name, reason })
-            }
+        if self.has(name) {
+            let (name, reason) = (self.full(name), "use_bias = false");
+            return Err(AttentionError::TensorUnexpected { name, reason });
         }
+        Ok(None)
     }
 
-    /// Scale and shift, by the first of their names that is there, if the configuration has a layer norm.
-    fn norm(&self, names: [&[&str]; 2], size: usize) -> Result<Option<NormWeights>, AttentionError> {
-        if !self.config.use_layer_norm {
-            return Ok(None);
-        }
-        let get = |names: &[&str]| {
-            for name in &names[1..] {
-                if self.find(names[0])?.is_none() && self.find(name)?.is_some() {
-                    return self.get(name, &[size]);
-                }
-            }
-            self.get(names[0], &[size])
-        };
-        let [gamma, beta] = names;
-        Ok(Some(NormWeights { gamma: get(gamma)?.0, beta: get(beta)?.0 }))
+    /// Scale and shift of the layer norm called `name`, if the configuration has one.
+    fn norm(&self, naming: Naming, name: &str, size: usize) -> Result<Option<NormWeights>, AttentionError> {
+        let wanted = self.config.use_layer_norm;
+        wanted.then(|| NormWeights::read_sized(naming, &self.full(name), size, self.source)).transpose()
     }
 
     fn full(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    fn find(&self, name: &str) -> Result<Option<Found<'_>>, AttentionError> {
-        self.source.tensor(&self.full(name))
+    fn has(&self, name: &str) -> bool {
+        self.source.has(&self.full(name))
     }
 
     /// A tensor of this shape, and its shape.
@@ -306,18 +298,87 @@ impl DenseWeights {
     }
 
     /// The layer's tensors by its name.
+    ///
+    /// # Errors
+    /// Weight or bias are not as large as `outputs` and `inputs` say, or those are 0.
+    pub fn to_tensors(
+        &self,
+        naming: Naming,
+        name: &str,
+    ) -> Result<Vec<NamedTensor<Vec<f32>>>, AttentionError> {
+        let Self { weight, bias, outputs, inputs } = self;
+        let [weight_name, bias_name] = Self::names(naming, name);
+        let misfit = |name, shape: &[usize], got| {
+            Err(AttentionError::TensorShape { name, expected: format!("{shape:?}"), got: vec![got] })
+        };
+        if *outputs == 0 || *inputs == 0 || outputs.checked_mul(*inputs) != Some(weight.len()) {
+            return misfit(weight_name, &[*outputs, *inputs], weight.len());
+        }
+        if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != *outputs) {
+            return misfit(bias_name, &[*outputs], bias.len());
+        }
+        Ok(self.tensors(naming, name))
+    }
+
+    /// [`DenseWeights::to_tensors`] of sizes that fit.
+    pub(crate) fn tensors(&self, naming: Naming, name: &str) -> Vec<NamedTensor<Vec<f32>>> {
+        let [weight_name, bias_name] = Self::names(naming, name);
+        let Self { weight, bias, outputs, inputs } = self;
+        let (weight, shape) = match naming {
+            Naming::Keras => (transposed(weight, *inputs), [*inputs, *outputs]),
+            Naming::PyTorch | Naming::Bert => (weight.clone(), [*outputs, *inputs]),
+        };
+        let mut writer = Writer { prefix: "", tensors: Vec::new() };
+        writer.put(&weight_name, &shape, weight);
+        if let Some(bias) = bias {
+            writer.put(&bias_name, &[*outputs], bias.clone());
+        }
+        writer.tensors
+    }
+
+    /// What weight and bias of a layer are called.
+    fn names(naming: Naming, name: &str) -> [String; 2] {
+        match naming {
+            Naming::Keras => ["/kernel", "/bias"],
+            Naming::PyTorch | Naming::Bert => [".weight", ".bias"],
+        }
+        .map(|end| format!("{name}{end}"))
+    }
+
+    pub(crate) fn read(
+        naming: Naming,
+        name: &str,
+        source: &(impl Source + ?Sized),
+    ) -> Result<Self, AttentionError> {
+        let [weight, bias] = Self::names(naming, name);
+        let (weight, shape) = get(source, weight, &[ANY, ANY])?;
+        let (weight, [outputs, inputs]) = match naming {
+            Naming::Keras => (transposed(&weight, shape[1]), [shape[1], shape[0]]),
+            Naming::PyTorch | Naming::Bert => (weight, [shape[0], shape[1]]),
+        };
+        let bias = source.has(&bias).then(|| get(source, bias, &[outputs])).transpose()?;
+        Ok(Self { weight, bias: bias.map(|(bias, _)| bias), outputs, inputs })
+    }
+}
+
+impl NormWeights {
+    /// A layer norm by its name: `name/gamma` and `name/beta` in Keras, `name.weight` and `name.bias` in PyTorch, and in
+    /// BERT either pair with a dot.
+    ///
+    /// # Errors
+    /// A tensor is missing or of another shape than `[dim]`, the same for both.
+    pub fn from_tensors<D: AsRef<[f32]>>(
+        naming: Naming,
+        name: &str,
+        tensors: &[NamedTensor<D>],
+    ) -> Result<Self, AttentionError> {
+        Self::read(naming, name, tensors)
+    }
+
+    /// Its tensors by its name, of whatever sizes they are.
     pub fn to_tensors(&self, naming: Naming, name: &str) -> Vec<NamedTensor<Vec<f32>>> {
         let mut writer = Writer { prefix: "", tensors: Vec::new() };
-        match naming {
-            Naming::Keras => {
-                let kernel = transposed(&self.weight, self.inputs);
-                writer.put(&format!("{name}/kernel"), &[self.inputs, self.outputs], kernel);
-                if let Some(bias) = &self.bias {
-                    writer.put(&format!("{name}/bias"), &[self.outputs], bias.clone());
-                }
-            }
-            Naming::PyTorch | Naming::Bert => writer.dense(name, self),
-        }
+        writer.norm(naming, name, self);
         writer.tensors
     }
 
@@ -326,21 +387,34 @@ impl DenseWeights {
         name: &str,
         source: &(impl Source + ?Sized),
     ) -> Result<Self, AttentionError> {
-        let (weight, bias) = match naming {
-            Naming::Keras => ("/kernel", "/bias"),
-            Naming::PyTorch | Naming::Bert => (".weight", ".bias"),
+        Self::read_sized(naming, name, ANY, source)
+    }
+
+    /// Of `size` numbers each, or whatever size gamma has.
+    fn read_sized(
+        naming: Naming,
+        name: &str,
+        size: usize,
+        source: &(impl Source + ?Sized),
+    ) -> Result<Self, AttentionError> {
+        let older = naming == Naming::Bert;
+        let get = |[now, before]: [&str; 2], size| {
+            let [now, before] = [now, before].map(|end| format!("{name}{end}"));
+            let read = if older && !source.has(&now) && source.has(&before) { before } else { now };
+            get(source, read, &[size])
         };
-        let (weight, shape) = get(source, format!("{name}{weight}"), &[ANY, ANY])?;
-        let (weight, [outputs, inputs]) = match naming {
-            Naming::Keras => (transposed(&weight, shape[1]), [shape[1], shape[0]]),
-            Naming::PyTorch | Naming::Bert => (weight, [shape[0], shape[1]]),
-        };
-        let bias = format!("{name}{bias}");
-        let bias = match source.tensor(&bias)? {
-            Some(_) => Some(get(source, bias, &[outputs])?.0),
-            None => None,
-        };
-        Ok(Self { weight, bias, outputs, inputs })
+        let [gamma, beta] = Self::names(naming);
+        let (gamma, _) = get([gamma, ".gamma"], size)?;
+        let (beta, _) = get([beta, ".beta"], gamma.len())?;
+        Ok(Self { gamma, beta })
+    }
+
+    /// What follows its name.
+    fn names(naming: Naming) -> [&'static str; 2] {
+        match naming {
+            Naming::Keras => ["/gamma", "/beta"],
+            Naming::PyTorch | Naming::Bert => [".weight", ".bias"],
+        }
     }
 }
 
@@ -369,16 +443,16 @@ impl Writer<'_> {
         }
     }
 
-    fn norm(&mut self, [gamma, beta]: [&str; 2], norm: Option<&NormWeights>) {
-        if let Some(norm) = norm {
-            self.put(gamma, &[norm.gamma.len()], norm.gamma.clone());
-            self.put(beta, &[norm.beta.len()], norm.beta.clone());
-        }
+    fn norm(&mut self, naming: Naming, name: &str, norm: &NormWeights) {
+        let [gamma, beta] = NormWeights::names(naming).map(|end| format!("{name}{end}"));
+        self.put(&gamma, &[norm.gamma.len()], norm.gamma.clone());
+        self.put(&beta, &[norm.beta.len()], norm.beta.clone());
     }
 }
 
+/// All but the layer norm, whose name they return.
 impl ModuleWeights {
-    fn write_keras(&self, config: &AttentionConfig, writer: &mut Writer<'_>) {
+    fn write_keras(&self, config: &AttentionConfig, writer: &mut Writer<'_>) -> &'static str {
         let inputs = [
             ("query", &self.query, config.num_heads),
             ("key", &self.key, config.kv_heads()),
@@ -398,11 +472,10 @@ impl ModuleWeights {
         if let Some(bias) = bias {
             writer.put("attention_output/bias", &[*outputs], bias.clone());
         }
-        let names = ["layer_normalization/gamma", "layer_normalization/beta"];
-        writer.norm(names, self.layer_norm.as_ref());
+        "layer_normalization"
     }
 
-    fn write_pytorch(&self, writer: &mut Writer<'_>) {
+    fn write_pytorch(&self, writer: &mut Writer<'_>) -> &'static str {
         let parts = [&self.query, &self.key, &self.value];
         if parts.iter().all(|part| part.inputs == self.query.inputs) {
             let stacked: Vec<f32> = parts.iter().flat_map(|part| part.weight.iter().copied()).collect();
@@ -419,15 +492,59 @@ impl ModuleWeights {
             writer.put("in_proj_bias", &[biases.len()], biases);
         }
         writer.dense("out_proj", &self.output);
-        writer.norm(["norm.weight", "norm.bias"], self.layer_norm.as_ref());
+        "norm"
     }
 
-    fn write_bert(&self, writer: &mut Writer<'_>) {
+    fn write_bert(&self, writer: &mut Writer<'_>) -> &'static str {
         writer.dense("attention.self.query", &self.query);
         writer.dense("attention.self.key", &self.key);
         writer.dense("attention.self.value", &self.value);
         writer.dense("attention.output.dense", &self.output);
-        let names = ["attention.output.LayerNorm.weight", "attention.output.LayerNorm.bias"];
-        writer.norm(names, self.layer_norm.as_ref());
+        "attention.output.LayerNorm"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::weights::InputDims;
+    use super::*;
+    use std::cell::RefCell;
+
+    /// A source that notes what is read of it.
+    struct Noting<'a>(&'a [NamedTensor<Vec<f32>>], RefCell<Vec<String>>);
+
+    impl Source for Noting<'_> {
+        fn has(&self, name: &str) -> bool {
+            self.0.has(name)
+        }
+
+        fn tensor(&self, name: &str) -> Result<Option<Found<'_>>, AttentionError> {
+            self.1.borrow_mut().push(name.to_owned());
+            self.0.tensor(name)
+        }
+    }
+
+    /// To read a tensor may be to convert all of it.
+    #[test]
+    fn each_tensor_is_read_once() {
+        let config = AttentionConfig { num_heads: 2, key_dim: 4, ..AttentionConfig::default() };
+        for dims in [InputDims::all(8), InputDims { query: 8, key: 6, value: 5 }] {
+            let weights = ModuleWeights::glorot(&config, dims, 1).expect("a valid configuration");
+            for naming in [Naming::Keras, Naming::PyTorch, Naming::Bert] {
+                let saved = weights.to_tensors(&config, naming, "").expect("its own configuration");
+                let source = Noting(&saved, RefCell::default());
+                assert_eq!(ModuleWeights::read(&config, naming, "", &source), Ok(weights.clone()));
+                let mut names: Vec<String> = saved.iter().map(|tensor| tensor.name.clone()).collect();
+                let mut read = source.1.into_inner();
+                names.sort();
+                read.sort();
+                assert_eq!(read, names, "{naming:?}");
+            }
+        }
+        let dense = DenseWeights { weight: vec![0.5; 6], bias: Some(vec![0.5; 2]), outputs: 2, inputs: 3 };
+        let saved = dense.to_tensors(Naming::Bert, "p").expect("sizes that fit");
+        let source = Noting(&saved, RefCell::default());
+        assert_eq!(DenseWeights::read(Naming::Bert, "p", &source), Ok(dense));
+        assert_eq!(source.1.into_inner(), ["p.weight", "p.bias"]);
     }
 }

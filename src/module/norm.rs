@@ -9,6 +9,7 @@
 //! Lanes are fixed, so levels that fuse multiply-add agree bit for bit.
 
 use super::weights::NormWeights;
+use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::{load_padded, store_padded};
 use crate::parallel::{self, MAX_PARTS};
@@ -16,6 +17,85 @@ use crate::tile;
 
 /// Lanes of the sums, on every level.
 const LANES: usize = 16;
+
+/// A layer norm by itself, with a residual if there is one: what follows a transformer's feed-forward layers.
+///
+/// A row's result is off the exact one by a few `2^-24` of `(|x - mean| / deviation) |gamma| + |beta|`. The order of
+/// operations is fixed, as in the rest of the module.
+///
+/// ```
+/// use lucid_attention::module::{LayerNorm, NormWeights};
+///
+/// let weights = NormWeights { gamma: vec![1.0; 4], beta: vec![0.5; 4] };
+/// let norm = LayerNorm::new(weights, 0.0, None, None)?;
+/// let mut x = [0.0, 1.0, 0.0, 1.0];
+/// norm.run(Some(&[1.0, 0.0, 0.0, 1.0]), &mut x)?; // of [1, 1, 0, 2]: mean 1, variance 0.5
+/// assert_eq!(x.map(|x| (x * 1000.0).round()), [500.0, 500.0, -914.0, 1914.0]);
+/// # Ok::<(), lucid_attention::AttentionError>(())
+/// ```
+#[derive(Debug)]
+pub struct LayerNorm {
+    weights: NormWeights,
+    epsilon: f32,
+    level: Level,
+    max_threads: usize,
+}
+
+impl LayerNorm {
+    /// Of these weights; `epsilon` is added to variances. The instruction set is [`Level::detect`]'s if not given, and at
+    /// most as many tasks run side by side as the pool has threads.
+    ///
+    /// # Errors
+    /// There are no weights, or not as many of both; `epsilon` is negative or not finite; no thread; or a level that is not
+    /// there.
+    pub fn new(
+        weights: NormWeights,
+        epsilon: f32,
+        level: Option<Level>,
+        max_threads: Option<usize>,
+    ) -> Result<Self, AttentionError> {
+        if weights.gamma.is_empty() {
+            let (operand, expected) = ("layer norm gamma", "at least 1 element");
+            return Err(AttentionError::Value { operand, expected, got: "0".to_owned() });
+        }
+        check_size("layer norm beta", "elements", weights.gamma.len(), weights.beta.len())?;
+        check_epsilon(epsilon)?;
+        parallel::check_max_threads(max_threads)?;
+        let (level, max_threads) = (Level::chosen(level)?, max_threads.unwrap_or(usize::MAX));
+        Ok(Self { weights, epsilon, level, max_threads })
+    }
+
+    /// Adds `residual`, of the same size, to `x` `[rows, dim]` and normalises each row, in place.
+    ///
+    /// Runs on the current rayon pool, or on the calling thread alone where rows are few. Does not allocate.
+    ///
+    /// # Errors
+    /// `x` is no whole number of rows, or `residual` has another size; nothing is written then.
+    pub fn run(&self, residual: Option<&[f32]>, x: &mut [f32]) -> Result<(), AttentionError> {
+        let dim = self.dim();
+        check_size("x", "elements", x.len() / dim * dim, x.len())?;
+        if let Some(residual) = residual {
+            check_size("residual", "elements", x.len(), residual.len())?;
+        }
+        let Self { level, max_threads, .. } = *self;
+        End { level, max_threads, dim, residual, norm: Some((&self.weights, self.epsilon)) }.run(x);
+        Ok(())
+    }
+
+    /// Numbers of a row.
+    pub fn dim(&self) -> usize {
+        self.weights.gamma.len()
+    }
+}
+
+/// What is added to a variance may be any number that keeps it one.
+pub(crate) fn check_epsilon(epsilon: f32) -> Result<(), AttentionError> {
+    if (0.0..f32::INFINITY).contains(&epsilon) {
+        return Ok(());
+    }
+    let (operand, expected) = ("layer_norm_epsilon", "a finite number that is not negative");
+    Err(AttentionError::Value { operand, expected, got: epsilon.to_string() })
+}
 
 /// What is done to rows of the projected output.
 #[derive(Clone, Copy, Debug)]

@@ -3,11 +3,13 @@
 
 use super::linear::Linear;
 use super::tensor::Tensor;
+use super::weights::InputDims;
 use super::workspace::reserve;
-use crate::error::AttentionError;
+use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::load_padded;
 use crate::scratch::AlignedBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What becomes of an input with NaN or an infinite number in it: in all of it, tokens that a mask removes or that pad a
@@ -37,8 +39,89 @@ pub enum WrongDim {
     Reject,
     /// Vectors are filled up with zeros at their end, or cut there.
     PadTruncate,
-    /// Vectors of the layer's inputs go through it, where its outputs are what the weights ask for; others are refused.
-    Project(Linear),
+    /// Vectors go through a layer that makes of them what the weights ask for, if there is one for them; others are refused.
+    Project(InputLayers),
+}
+
+/// Layers for vectors of another size: for each input its own, or none.
+#[derive(Clone, Debug, Default)]
+pub struct InputLayers {
+    /// Its inputs are the query's vectors, its outputs what the weights ask for.
+    pub query: Option<Arc<Linear>>,
+    /// The same for keys.
+    pub key: Option<Arc<Linear>>,
+    /// The same for values.
+    pub value: Option<Arc<Linear>>,
+}
+
+impl InputLayers {
+    /// One layer for all three.
+    pub fn all(layer: Linear) -> Self {
+        let layer = Some(Arc::new(layer));
+        Self { query: layer.clone(), key: layer.clone(), value: layer }
+    }
+
+    fn of(&self, operand: Operand) -> Option<&Arc<Linear>> {
+        match operand {
+            Operand::Query => self.query.as_ref(),
+            Operand::Key => self.key.as_ref(),
+            Operand::Value => self.value.as_ref(),
+        }
+    }
+}
+
+/// Which of the three inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operand {
+    Query,
+    Key,
+    Value,
+}
+
+impl Operand {
+    fn name(self) -> &'static str {
+        match self {
+            Operand::Query => "query",
+            Operand::Key => "key",
+            Operand::Value => "value",
+        }
+    }
+}
+
+impl WrongDim {
+    /// The layer for vectors of `got` numbers.
+    fn layer(&self, operand: Operand, got: usize) -> Option<&Arc<Linear>> {
+        let WrongDim::Project(layers) = self else { return None };
+        layers.of(operand).filter(|layer| layer.inputs() == got)
+    }
+
+    /// Checks that each layer makes vectors of the size that the weights ask for.
+    pub(crate) fn check_layers(&self, dims: InputDims) -> Result<(), AttentionError> {
+        let WrongDim::Project(layers) = self else { return Ok(()) };
+        let InputDims { query, key, value } = dims;
+        let all = [("query layer", &layers.query, query), ("key layer", &layers.key, key)];
+        all.into_iter().chain([("value layer", &layers.value, value)]).try_for_each(
+            |(operand, layer, expected)| {
+                layer
+                    .as_ref()
+                    .map_or(Ok(()), |layer| check_size(operand, "outputs", expected, layer.outputs()))
+            },
+        )
+    }
+
+    /// Checks that vectors of `got` numbers are `expected` ones, or can be made so.
+    pub(crate) fn check(&self, operand: Operand, expected: usize, got: usize) -> Result<(), AttentionError> {
+        if matches!(self, WrongDim::PadTruncate) || self.layer(operand, got).is_some() {
+            return Ok(());
+        }
+        check_size(operand.name(), "dim", expected, got)
+    }
+
+    /// Whether the same becomes of a tensor as either input, if both ask for the same size.
+    pub(crate) fn alike(&self, a: Operand, b: Operand) -> bool {
+        let WrongDim::Project(layers) = self else { return true };
+        layers.of(a).map(Arc::as_ptr) == layers.of(b).map(Arc::as_ptr)
+    }
 }
 
 /// What becomes of inputs that are not as they should be.
@@ -50,7 +133,8 @@ pub struct InputPolicies {
     pub wrong_dim: WrongDim,
 }
 
-/// How often inputs were repaired. Query, key and value count one each; a tensor that is several of them counts once.
+/// How often inputs were repaired. Query, key and value count one each; a tensor that is several of them counts once, unless
+/// [`WrongDim::Project`] has several layers for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Repairs {
@@ -62,7 +146,7 @@ pub struct Repairs {
     pub padded_tensors: u64,
     /// Inputs whose vectors were cut.
     pub truncated_tensors: u64,
-    /// Inputs that went through the layer of [`WrongDim::Project`].
+    /// Inputs that went through a layer of [`WrongDim::Project`].
     pub projected_tensors: u64,
 }
 
@@ -99,12 +183,12 @@ impl InputPolicies {
     pub(crate) fn admit<'t>(
         &self,
         level: Level,
-        (operand, dim): (&'static str, usize),
+        (operand, dim): (Operand, usize),
         tensor: Tensor<'t>,
         [finite, fitted]: &'t mut [AlignedBuf<f32>; 2],
         repairs: &mut Repairs,
     ) -> Result<Tensor<'t>, AttentionError> {
-        let tensor = self.admit_numbers(level, operand, tensor, finite, repairs)?;
+        let tensor = self.admit_numbers(level, operand.name(), tensor, finite, repairs)?;
         self.admit_dim((operand, dim), tensor, fitted, repairs)
     }
 
@@ -152,7 +236,7 @@ impl InputPolicies {
 
     fn admit_dim<'t>(
         &self,
-        (operand, expected): (&'static str, usize),
+        (operand, expected): (Operand, usize),
         tensor: Tensor<'t>,
         buffer: &'t mut AlignedBuf<f32>,
         repairs: &mut Repairs,
@@ -163,10 +247,10 @@ impl InputPolicies {
         }
         let size = || {
             let size = batch.checked_mul(tokens).and_then(|rows| rows.checked_mul(expected));
-            size.ok_or(AttentionError::SizeOverflow { operand })
+            size.ok_or(AttentionError::SizeOverflow { operand: operand.name() })
         };
-        match &self.wrong_dim {
-            WrongDim::PadTruncate => {
+        match (&self.wrong_dim, self.wrong_dim.layer(operand, got)) {
+            (WrongDim::PadTruncate, _) => {
                 let fitted = reserve(buffer, size()?)?;
                 let kept = got.min(expected);
                 for (row, fitted) in fitted.chunks_exact_mut(expected).enumerate() {
@@ -178,14 +262,14 @@ impl InputPolicies {
                 *count += 1;
                 Ok(tensor.with_vectors(fitted, expected))
             }
-            WrongDim::Project(layer) if [layer.inputs(), layer.outputs()] == [got, expected] => {
+            (WrongDim::Project(_), Some(layer)) => {
                 let fitted = reserve(buffer, size()?)?;
                 layer.run(tensor.data(), fitted)?;
                 repairs.projected_tensors += 1;
                 Ok(tensor.with_vectors(fitted, expected))
             }
-            WrongDim::Reject | WrongDim::Project(_) => {
-                Err(AttentionError::Shape { operand, axis: "dim", expected, got })
+            (WrongDim::Reject | WrongDim::Project(_), _) => {
+                Err(AttentionError::Shape { operand: operand.name(), axis: "dim", expected, got })
             }
         }
     }

@@ -85,43 +85,51 @@ impl Projections {
             let [batch, tokens, _] = input.shape();
             Projected { data: &[], stride: 0, batch, tokens }
         });
-        let mut first = 0;
         let mut buffers = buffers.iter_mut();
-        while first < N {
-            let stacked = matches!(self, Projections::Stacked { .. });
-            let alike =
-                inputs[first..].iter().take_while(|input| stacked && input.is(&inputs[first])).count();
-            let end = first + alike.max(1);
-            let (layer, columns) = match self {
-                Projections::Stacked { layer, columns } => {
-                    (layer, columns[wanted.start + first].start..columns[wanted.start + end - 1].end)
-                }
-                Projections::Separate(layers) => {
-                    let layer = &layers[wanted.start + first];
-                    (layer, 0..layer.outputs())
-                }
-            };
-            let [batch, tokens, _] = inputs[first].shape();
+        for (group, layer, columns) in self.groups(wanted.clone(), &inputs) {
+            let [batch, tokens, _] = inputs[group.start - wanted.start].shape();
             let stride = columns.len();
             let size = batch.checked_mul(tokens).and_then(|rows| rows.checked_mul(stride));
             let size = size.ok_or(AttentionError::SizeOverflow { operand: "module workspace" })?;
-            let mut of_group = buffers.by_ref().take(end - first);
+            let mut of_group = buffers.by_ref().take(group.len());
             let out = reserve(of_group.next().expect("a buffer for each"), size)?;
             of_group.for_each(drop);
-            layer.run_columns(inputs[first].data(), columns.clone(), out);
+            layer.run_columns(inputs[group.start - wanted.start].data(), columns.clone(), out);
             let out = &*out;
-            for index in first..end {
+            for index in group {
                 let start = match self {
-                    Projections::Stacked { columns: all, .. } => {
-                        all[wanted.start + index].start - columns.start
-                    }
+                    Projections::Stacked { columns: all, .. } => all[index].start - columns.start,
                     Projections::Separate(_) => 0,
                 };
-                projected[index].data = out.get(start..).unwrap_or(&[]);
-                projected[index].stride = stride;
+                let projected = &mut projected[index - wanted.start];
+                projected.data = out.get(start..).unwrap_or(&[]);
+                projected.stride = stride;
             }
-            first = end;
         }
         Ok(projected)
+    }
+
+    /// Which of query, key and value go through a layer together, and through which of its columns.
+    pub(crate) fn groups<'a>(
+        &'a self,
+        wanted: Range<usize>,
+        inputs: &'a [Tensor<'_>],
+    ) -> impl Iterator<Item = (Range<usize>, &'a Linear, Range<usize>)> {
+        let mut first = 0;
+        std::iter::from_fn(move || {
+            let input = inputs.get(first)?;
+            let start = wanted.start + first;
+            match self {
+                Projections::Stacked { layer, columns } => {
+                    first += inputs[first..].iter().take_while(|other| other.is(input)).count();
+                    let end = wanted.start + first;
+                    Some((start..end, layer, columns[start].start..columns[end - 1].end))
+                }
+                Projections::Separate(layers) => {
+                    first += 1;
+                    Some((start..start + 1, &layers[start], 0..layers[start].outputs()))
+                }
+            }
+        })
     }
 }

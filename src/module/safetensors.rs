@@ -2,7 +2,7 @@
 
 use super::config::AttentionConfig;
 use super::names::{Found, NamedTensor, Naming, Source};
-use super::weights::{DenseWeights, ModuleWeights};
+use super::weights::{DenseWeights, ModuleWeights, NormWeights};
 use crate::error::AttentionError;
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -10,8 +10,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::borrow::Cow;
 
 impl Source for SafeTensors<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.tensor(name).is_ok() // a missing name is all that it can fail of
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<Found<'_>>, AttentionError> {
-        let Some((_, tensor)) = self.iter().find(|&(found, _)| found == name) else {
+        let Ok(tensor) = self.tensor(name) else {
             return Ok(None);
         };
         let bytes = tensor.data();
@@ -76,9 +80,23 @@ impl DenseWeights {
     /// A file, as bytes, of [`DenseWeights::to_tensors`] in `f32`.
     ///
     /// # Errors
-    /// The format cannot hold them (it can hold any but absurd sizes).
+    /// As [`DenseWeights::to_tensors`], or the format cannot hold them (it can hold any but absurd sizes).
     pub fn to_safetensors(&self, naming: Naming, name: &str) -> Result<Vec<u8>, AttentionError> {
-        serialize(&self.to_tensors(naming, name))
+        serialize(&self.to_tensors(naming, name)?)
+    }
+}
+
+impl NormWeights {
+    /// As [`NormWeights::from_tensors`], from a file of `f32`, `f16` or `bf16`.
+    ///
+    /// # Errors
+    /// As [`NormWeights::from_tensors`], or a tensor is stored as something else.
+    pub fn from_safetensors(
+        naming: Naming,
+        name: &str,
+        file: &SafeTensors<'_>,
+    ) -> Result<Self, AttentionError> {
+        Self::read(naming, name, file)
     }
 }
 

@@ -46,6 +46,10 @@ impl DenseWeights {
         let elements = outputs.checked_mul(inputs);
         let elements = elements.ok_or(AttentionError::SizeOverflow { operand: weight })?;
         check_size(weight, "elements", elements, self.weight.len())?;
+        if let (false, Some([])) = (use_bias, self.bias.as_deref()) {
+            let (expected, got) = ("none, without use_bias", "one of no elements".to_owned());
+            return Err(AttentionError::Value { operand: bias, expected, got });
+        }
         let expected = if use_bias { outputs } else { 0 };
         check_size(bias, "elements", expected, self.bias.as_ref().map_or(0, Vec::len))
     }

@@ -3,10 +3,9 @@
 use crate::error::{AttentionError, check_size};
 use crate::exact::call::default_scale;
 use crate::inputs::{Inputs, Outputs, QueryStart, ScoreStage, Scores};
+use crate::module::policy::Operand;
 use crate::module::workspace::{Attention, Buffer, reserve};
-use crate::module::{
-    InputDims, ModuleInputs, ModuleOutputs, ModuleWorkspace, MultiHeadAttention, Tensor, WrongDim,
-};
+use crate::module::{InputDims, ModuleInputs, ModuleOutputs, ModuleWorkspace, MultiHeadAttention, Tensor};
 use crate::plan::{Plan, PlanOptions};
 use crate::problem::Problem;
 use crate::view::{View, ViewMut};
@@ -80,7 +79,8 @@ impl TitansWorkspace {
         Self::default()
     }
 
-    /// The probabilities of the last call, `[heads, steps]`, oldest step first; empty if it had no history to attend to.
+    /// The probabilities of the last call, `[heads, steps]`, oldest step first; empty if it had no history to attend to, or
+    /// failed before it had any.
     pub fn weights(&self) -> &[f32] {
         self.attention.weights()
     }
@@ -92,7 +92,7 @@ impl AttentionScratch {
         &self.weights[..heads * steps]
     }
 
-    /// There was nothing to attend to.
+    /// A call begins: there is nothing yet.
     pub(crate) fn clear(&mut self) {
         self.shape = [0; 2];
     }
@@ -153,8 +153,18 @@ pub(crate) enum Shaping {
     TowardOldest {
         strength: f32,
     },
-    /// Divides a head's logits by their standard deviation, if their variance is above 1.
+    /// Divides a head's logits by their standard deviation, if their variance is above 1. They are then off by a few
+    /// `2^-24` of the largest there was, over the deviation.
     UnitVariance,
+}
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// Logits, for another run: a layer does not count it.
+    Logits,
+    /// The answer, and the weights it was made of.
+    Answer,
 }
 
 /// A call: one query over some steps, of which there is at least one.
@@ -173,20 +183,10 @@ impl HistoryAttention {
         match self {
             Self::Layer(layer) => {
                 let expected = layer.input_dims();
-                for (operand, expected, got) in [
-                    ("query", expected.query, dims.query),
-                    ("key", expected.key, dims.key),
-                    ("value", expected.value, dims.value),
-                ] {
-                    let fits = match &layer.policies().wrong_dim {
-                        WrongDim::PadTruncate => true,
-                        WrongDim::Project(linear) => [linear.inputs(), linear.outputs()] == [got, expected],
-                        _ => false,
-                    };
-                    if !fits {
-                        check_size(operand, "dim", expected, got)?;
-                    }
-                }
+                let policy = &layer.policies().wrong_dim;
+                policy.check(Operand::Query, expected.query, dims.query)?;
+                policy.check(Operand::Key, expected.key, dims.key)?;
+                policy.check(Operand::Value, expected.value, dims.value)?;
                 Ok(layer.output_dim())
             }
             &Self::Identity { heads, plan } => {
@@ -257,42 +257,49 @@ impl HistoryAttention {
                 1
             }
             Shaping::UnitVariance => {
-                // What the logits are is known after a first run; the second adds what makes them s / deviation.
-                self.run(ask, None, ScoreStage::Capped, out, scratch)?;
-                let bias = reserve(bias, heads * steps)?;
-                for (logits, bias) in scratch.weights().chunks_exact(steps).zip(bias.chunks_exact_mut(steps))
-                {
-                    let factor = unit_variance(logits);
+                let shaped = reserve(bias, heads * steps)?;
+                // What logits are is known after a run of its own. If any have to change, the bias of the second is what
+                // all of them become, with a scale of 0: to add what they lack would lose the digits of large ones.
+                self.run(ask, None, Pass::Logits, out, scratch)?;
+                let heads_of_logits = scratch.weights().chunks_exact(steps);
+                for (logits, shaped) in heads_of_logits.zip(shaped.chunks_exact_mut(steps)) {
+                    let (mean, factor) = unit_variance(logits);
                     normalised |= factor.is_some();
-                    for (&s, bias) in logits.iter().zip(bias) {
-                        *bias = factor.map_or(0.0, |factor| (f64::from(s) * factor - f64::from(s)) as f32);
+                    for (shaped, &s) in shaped.iter_mut().zip(logits) {
+                        *shaped = ((f64::from(s) - mean) * factor.unwrap_or(1.0)) as f32;
                     }
                 }
                 if normalised { heads } else { 0 }
             }
         };
+        let ask = if normalised { &Ask { logit_scale: 0.0, ..*ask } } else { ask };
         let bias = match bias_heads {
             0 => None,
             heads => Some(View::new(&bias[..heads * steps], [1, heads, 1, steps])?),
         };
-        self.run(ask, bias, ScoreStage::Softmax, out, scratch)?;
+        self.run(ask, bias, Pass::Answer, out, scratch)?;
         Ok(normalised)
     }
 
-    /// One run, with the scores of a stage left in `scratch`.
+    /// One run, with its logits or weights left in `scratch`.
     fn run(
         &self,
         ask: &Ask<'_>,
         bias: Option<View<'_, f32>>,
-        stage: ScoreStage,
+        pass: Pass,
         out: &mut [f32],
         scratch: &mut AttentionScratch,
     ) -> Result<(), AttentionError> {
+        scratch.clear();
         let AttentionScratch { module, plans, gathered: [for_keys, for_values], weights, shape, .. } =
             scratch;
         let Ask { query, keys, values, logit_scale, .. } = *ask;
         let (heads, steps) = (self.heads(), keys.count);
         let weights = reserve(weights, heads * steps)?;
+        let stage = match pass {
+            Pass::Logits => ScoreStage::Biased,
+            Pass::Answer => ScoreStage::Softmax,
+        };
         let scores = Scores::new(stage, ViewMut::new(weights, [1, heads, 1, steps])?);
         match self {
             Self::Layer(layer) => {
@@ -304,7 +311,8 @@ impl HistoryAttention {
                     Some(bias) => inputs.bias(bias),
                     None => inputs,
                 };
-                layer.forward_into(&inputs, ModuleOutputs::new(out).scores(scores), module)?;
+                let outputs = ModuleOutputs { counted: pass == Pass::Answer, ..ModuleOutputs::new(out) };
+                layer.forward_into(&inputs, outputs.scores(scores), module)?;
             }
             &Self::Identity { heads, plan } => {
                 let query = Rows { data: query, dim: query.len(), step: 1, count: 1 };
@@ -330,10 +338,12 @@ fn identity_problem(heads: usize, key_dim: usize, value_dim: usize, steps: usize
     Problem { v_dim: value_dim / heads, ..Problem::new(heads, key_dim / heads, 1, steps) }
 }
 
-/// 1 over the standard deviation of a head's logits, if their variance is above 1.
-fn unit_variance(logits: &[f32]) -> Option<f64> {
-    let n = logits.len() as f64;
-    let mean = logits.iter().map(|&s| f64::from(s)).sum::<f64>() / n;
-    let variance = logits.iter().map(|&s| (f64::from(s) - mean).powi(2)).sum::<f64>() / n;
-    (variance > 1.0).then(|| 1.0 / variance.sqrt())
+/// The mean of a head's logits, and 1 over their standard deviation if their variance is above 1; without steps that the
+/// layer masks, whose logits are -inf.
+fn unit_variance(logits: &[f32]) -> (f64, Option<f64>) {
+    let left = || logits.iter().filter(|&&s| s != f32::NEG_INFINITY).map(|&s| f64::from(s));
+    let n = left().count() as f64;
+    let mean = left().sum::<f64>() / n;
+    let variance = left().map(|s| (s - mean).powi(2)).sum::<f64>() / n;
+    (mean, (variance > 1.0).then(|| 1.0 / variance.sqrt()))
 }

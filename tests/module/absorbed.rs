@@ -4,7 +4,7 @@
 use crate::{assert_bits, lively_weights, numbers, tensor};
 use lucid_attention::module::*;
 use lucid_attention::{
-    Level, Mask, Metrics, MetricsOptions, PlanOptions, QueryStart, ScoreStage, Scores, ViewMut,
+    Level, Mask, Metrics, MetricsOptions, PlanOptions, QueryStart, Ragged, ScoreStage, Scores, ViewMut,
 };
 
 const DIM: usize = 48;
@@ -79,6 +79,30 @@ fn everything_is_as_if_projected() {
             assert_close(&finite(&scores), &finite(&expected_scores), &what);
             assert_close(&entropies, &expected_entropies, &what);
         }
+    }
+}
+
+/// Which calls do, and that they say so.
+#[test]
+fn explained() {
+    let [module, direct] = modules(PlanOptions::default());
+    let [query, memory] = [numbers(40 * DIM, 3), numbers(TOKENS * DIM, 4)];
+    let memory = tensor(&memory, &[TOKENS, DIM]);
+    let call = |q_len: usize| ModuleInputs::new(tensor(&query[..q_len * DIM], &[q_len, DIM]), memory, memory);
+    for (q_len, absorbed) in [(1, true), (3, true), (40, false)] {
+        let explained = module.explain(&call(q_len)).expect("a valid call");
+        assert_eq!(explained.absorbed, absorbed, "{q_len} queries");
+        assert_eq!(explained.projections.len(), if absorbed { 1 } else { 2 }, "{q_len} queries");
+        assert_eq!(explained.to_string().contains("W_k goes into the queries"), absorbed);
+    }
+    let bounds = [0, 1];
+    let ragged = Ragged { q_bounds: &bounds, kv_bounds: &[0, TOKENS] };
+    for (what, module, call) in [
+        ("told not to", &direct, call(1)),
+        ("training", &module, call(1).training(1)),
+        ("ragged", &module, call(1).ragged(ragged)),
+    ] {
+        assert!(!module.explain(&call).expect("a valid call").absorbed, "{what}");
     }
 }
 

@@ -5,12 +5,16 @@
 mod numbers;
 
 mod absorbed;
+mod caches;
 mod determinism;
 mod errors;
+mod explain;
 mod libraries;
 mod metrics;
+mod norm;
 mod policies;
 mod reference;
+mod saving;
 mod sequence;
 mod training;
 mod weights;

@@ -3,6 +3,7 @@
 use crate::{assert_bits, lively_weights, numbers, tensor};
 use lucid_attention::AttentionError;
 use lucid_attention::module::*;
+use std::sync::Arc;
 
 const DIM: usize = 24;
 
@@ -133,7 +134,7 @@ fn pad_and_truncate() {
 fn project() {
     let (inputs, matrix) = (30, numbers(DIM * 30, 8));
     let layer = || Linear::new(&matrix, None, [DIM, inputs], &LinearOptions::default()).expect("valid parts");
-    let module = dim_policy(WrongDim::Project(layer()));
+    let module = dim_policy(WrongDim::Project(InputLayers::all(layer())));
     let given = numbers(5 * inputs, 9);
     let mut projected = vec![0.0; 5 * DIM];
     layer().run(&given, &mut projected).expect("whole rows");
@@ -145,6 +146,83 @@ fn project() {
     let error = module.forward(&ModuleInputs::self_attention(tensor(&given[..5 * 29], &[5, 29])));
     let expected = AttentionError::Shape { operand: "query", axis: "dim", expected: DIM, got: 29 };
     assert_eq!(error.expect_err("a size that the layer has not"), expected);
+}
+
+/// Query, key and value come in sizes of their own, each through a layer of its own; errors name the input.
+#[test]
+fn project_each_by_its_own() {
+    let layer = |inputs: usize, seed| {
+        let matrix = numbers(DIM * inputs, seed);
+        Arc::new(Linear::new(&matrix, None, [DIM, inputs], &LinearOptions::default()).expect("valid parts"))
+    };
+    let [for_query, for_key, for_value] =
+        [(30, 1), (20, 2), (10, 3)].map(|(inputs, seed)| layer(inputs, seed));
+    let layers = InputLayers {
+        query: Some(for_query.clone()),
+        key: Some(for_key.clone()),
+        value: Some(for_value.clone()),
+    };
+    let module = dim_policy(WrongDim::Project(layers));
+    let given = numbers(5 * 30, 9);
+    let through = |layer: &Linear| {
+        let mut projected = vec![0.0; 5 * DIM];
+        layer.run(&given[..5 * layer.inputs()], &mut projected).expect("whole rows");
+        projected
+    };
+    let [q, k, v] = [&for_query, &for_key, &for_value].map(|layer| through(layer));
+    let [q, k, v] = [&q, &k, &v].map(|projected| tensor(projected, &[5, DIM]));
+    let expected = module.forward(&ModuleInputs::new(q, k, v)).expect("a valid call");
+    assert_eq!(module.repairs(), Repairs::default());
+    let of = |dim: usize| tensor(&given[..5 * dim], &[5, dim]);
+    let got = module.forward(&ModuleInputs::new(of(30), of(20), of(10))).expect("projected");
+    assert_bits(&got, &expected, "each through its layer");
+    assert_eq!(module.repairs().projected_tensors, 3);
+    for (inputs, operand, got) in [
+        (ModuleInputs::new(of(20), k, v), "query", 20),
+        (ModuleInputs::new(q, of(10), v), "key", 10),
+        (ModuleInputs::new(q, k, of(30)), "value", 30),
+    ] {
+        let error = module.forward(&inputs).expect_err(operand);
+        assert_eq!(error, AttentionError::Shape { operand, axis: "dim", expected: DIM, got });
+    }
+}
+
+/// One tensor in several places goes through each place's layer.
+#[test]
+fn a_shared_tensor_with_layers_that_differ() {
+    let layer = |seed| {
+        let matrix = numbers(DIM * 30, seed);
+        Arc::new(Linear::new(&matrix, None, [DIM, 30], &LinearOptions::default()).expect("valid parts"))
+    };
+    let [first, second] = [1, 2].map(layer);
+    let layers =
+        InputLayers { query: Some(first.clone()), key: Some(second.clone()), value: Some(second.clone()) };
+    let module = dim_policy(WrongDim::Project(layers));
+    let given = numbers(5 * 30, 9);
+    let [q, k] = [first, second].map(|layer| {
+        let mut projected = vec![0.0; 5 * DIM];
+        layer.run(&given, &mut projected).expect("whole rows");
+        projected
+    });
+    let [q, k] = [&q, &k].map(|projected| tensor(projected, &[5, DIM]));
+    let expected = module.forward(&ModuleInputs::new(q, k, k)).expect("a valid call");
+    let shared = ModuleInputs::self_attention(tensor(&given, &[5, 30]));
+    assert_bits(&module.forward(&shared).expect("projected"), &expected, "self-attention");
+    assert_eq!(module.repairs().projected_tensors, 2, "keys and values share theirs");
+}
+
+/// A layer whose outputs are not what the weights ask for would never serve.
+#[test]
+fn layers_that_do_not_fit_the_weights() {
+    let linear = Linear::new(&[0.5; 60], None, [2, 30], &LinearOptions::default()).expect("valid parts");
+    let policies =
+        InputPolicies { wrong_dim: WrongDim::Project(InputLayers::all(linear)), ..Default::default() };
+    let config = AttentionConfig { num_heads: 2, key_dim: 8, ..AttentionConfig::default() };
+    let weights = lively_weights(&config, InputDims::all(DIM), 1);
+    let options = ModuleOptions { policies, ..ModuleOptions::default() };
+    let error = MultiHeadAttention::with_options(config, &weights, options).expect_err("2 numbers for 24");
+    let expected = AttentionError::Shape { operand: "query layer", axis: "outputs", expected: DIM, got: 2 };
+    assert_eq!(error, expected);
 }
 
 /// One tensor in any two of the three places is repaired once.

@@ -246,7 +246,8 @@ fn what_is_refused() {
     assert_eq!(run(DIMS, DIMS.y, 5, none), shape("y_final", "dim", DIMS.y, 5));
     for (temperature, got) in [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
         let hints = MacHints { attention_temperature: Some(temperature), ..none };
-        let expected = value("hints.attention_temperature", "a finite number above 0", got);
+        let expected =
+            value("hints.attention_temperature", "a finite number above 0 with a finite inverse", got);
         assert_eq!(run(DIMS, DIMS.y, DIMS.y, hints), expected);
     }
     let hints = MacHints { context_limit: Some(0), ..none };

@@ -6,11 +6,13 @@ mod numbers;
 mod context;
 mod definition;
 mod determinism;
+mod failures;
 #[cfg(feature = "http")]
 mod fetch;
 mod mac;
 mod mag;
 mod mal;
+mod relevance;
 #[cfg(feature = "serde")]
 mod server;
 #[cfg(feature = "serde")]

@@ -137,7 +137,7 @@ fn the_share_is_the_attended_ones() {
 fn layers_are_saved_and_read() {
     let layer = dense(5, 3);
     for naming in [Naming::Keras, Naming::PyTorch, Naming::Bert] {
-        let saved = layer.to_tensors(naming, "projector");
+        let saved = layer.to_tensors(naming, "projector").expect("sizes that fit");
         assert_eq!(DenseWeights::from_tensors(naming, "projector", &saved), Ok(layer.clone()));
         let bare = DenseWeights { bias: None, ..layer.clone() };
         assert_eq!(DenseWeights::from_tensors(naming, "projector", &saved[..1]), Ok(bare));
@@ -150,10 +150,10 @@ fn layers_are_saved_and_read() {
             assert_eq!(DenseWeights::from_safetensors(naming, "projector", &file), Ok(layer.clone()));
         }
     }
-    let keras = layer.to_tensors(Naming::Keras, "p");
+    let keras = layer.to_tensors(Naming::Keras, "p").expect("sizes that fit");
     assert_eq!((&keras[0].name[..], &keras[0].shape[..]), ("p/kernel", &[3, 5][..]));
     assert_eq!(keras[0].data[1], layer.weight[3], "y = x W");
-    let mut wrong = layer.to_tensors(Naming::PyTorch, "p");
+    let mut wrong = layer.to_tensors(Naming::PyTorch, "p").expect("sizes that fit");
     wrong[1].shape = vec![1, 5];
     let error = DenseWeights::from_tensors(Naming::PyTorch, "p", &wrong).expect_err("a bias of two axes");
     assert_eq!(error.to_string(), "tensor \"p.bias\": expected shape [5], got [1, 5]");
@@ -197,7 +197,8 @@ fn what_is_refused() {
         assert_eq!(refuse(20, hints), value("hints.blend_factor", "a number from 0 to 1", got));
     }
     let hints = MalHints { attention_temperature: Some(0.0), ..none };
-    assert_eq!(refuse(20, hints), value("hints.attention_temperature", "a finite number above 0", "0"));
+    let expected = "a finite number above 0 with a finite inverse";
+    assert_eq!(refuse(20, hints), value("hints.attention_temperature", expected, "0"));
     let hints = MalHints { context_limit: Some(0), ..none };
     assert_eq!(refuse(20, hints), value("hints.context_limit", "at least 1 step", "0"));
 }

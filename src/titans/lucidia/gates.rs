@@ -119,7 +119,7 @@ impl DenseGates {
     /// The layers' tensors, as [`DenseGates::from_tensors`] reads them.
     pub fn to_tensors(&self, naming: Naming, prefix: &str) -> Vec<NamedTensor<Vec<f32>>> {
         let named = NAMES.iter().zip(&self.weights);
-        named.flat_map(|(name, dense)| dense.to_tensors(naming, &format!("{prefix}{name}"))).collect()
+        named.flat_map(|(name, dense)| dense.tensors(naming, &format!("{prefix}{name}"))).collect()
     }
 
     /// A file, as bytes, of [`DenseGates::to_tensors`] in `f32`.

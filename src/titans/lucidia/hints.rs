@@ -88,7 +88,7 @@ pub struct Hints {
 pub struct MacHints {
     /// The most steps, at least 1.
     pub context_limit: Option<usize>,
-    /// Divides logits; positive.
+    /// Divides logits; positive, and 1 over it finite.
     pub attention_temperature: Option<f32>,
     /// How logits are shaped.
     pub attention_mode: Option<MacMode>,
@@ -136,7 +136,7 @@ pub struct MalHints {
     pub context_limit: Option<usize>,
     /// The share of what is attended to, in [0, 1].
     pub blend_factor: Option<f32>,
-    /// Divides logits; positive.
+    /// Divides logits; positive, and 1 over it finite.
     pub attention_temperature: Option<f32>,
 }
 
@@ -152,9 +152,10 @@ pub(super) fn limit(hint: Option<usize>) -> Result<Option<usize>, AttentionError
 /// The temperature that a hint sets, or the focus's.
 pub(super) fn temperature(hint: Option<f32>, focus: f32) -> Result<f32, AttentionError> {
     let temperature = hint.unwrap_or(focus);
-    if temperature > 0.0 && temperature.is_finite() {
+    if temperature > 0.0 && temperature.is_finite() && temperature.recip().is_finite() {
         return Ok(temperature);
     }
-    let (operand, expected) = ("hints.attention_temperature", "a finite number above 0");
+    let (operand, expected) =
+        ("hints.attention_temperature", "a finite number above 0 with a finite inverse");
     Err(AttentionError::Value { operand, expected, got: temperature.to_string() })
 }

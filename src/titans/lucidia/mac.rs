@@ -160,6 +160,7 @@ impl Mac {
         y_final: &mut [f32],
         workspace: &mut TitansWorkspace,
     ) -> Result<MacMetrics, AttentionError> {
+        workspace.attention.clear();
         check_dims(self.dims, step)?;
         check_size("y", "dim", self.dims.y, y.len())?;
         check_size("y_final", "dim", self.dims.y, y_final.len())?;
@@ -190,7 +191,6 @@ impl Mac {
                 }
             }
         } else {
-            workspace.attention.clear();
             y_final.copy_from_slice(y);
         }
 

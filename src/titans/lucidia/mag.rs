@@ -132,6 +132,7 @@ impl<G: Gates> Mag<G> {
         hints: Option<&Hints>,
         workspace: &mut TitansWorkspace,
     ) -> Result<(Option<GateValues>, MagMetrics), AttentionError> {
+        workspace.attention.clear();
         check_dims(self.dims, step)?;
         let Hints { focus, mag, .. } = hints.copied().unwrap_or_default();
         let (limit, temperature, factors) = row(focus);
@@ -161,8 +162,6 @@ impl<G: Gates> Mag<G> {
             let gates = self.gates.gates(attended)?;
             original = Some(gates);
             calculated = Some(self.modified(gates, factors)?);
-        } else {
-            scratch.clear();
         }
 
         let aligned = self.attention.aligned(Self::input_dims(self.dims)).filter(|_| applied);

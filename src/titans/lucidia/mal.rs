@@ -138,6 +138,7 @@ impl Mal {
         v_prime: &mut [f32],
         workspace: &mut TitansWorkspace,
     ) -> Result<MalMetrics, AttentionError> {
+        workspace.attention.clear();
         check_dims(self.dims, step)?;
         check_size("v_prime", "dim", self.dims.value, v_prime.len())?;
         let Hints { focus, mal, .. } = hints.copied().unwrap_or_default();
@@ -192,7 +193,6 @@ impl Mal {
             let size = squares(&mut v.iter().map(|&x| f64::from(x)));
             change = (size > 0.0).then(|| (moved / size).sqrt() as f32);
         } else {
-            scratch.clear();
             v_prime.copy_from_slice(v);
         }
 

@@ -64,6 +64,7 @@ pub use mal::{Blend, Mal, MalMetrics, MalOptions};
 use super::attention::{Ask, Rows};
 use super::{CurrentStep, StepDims};
 use crate::error::{AttentionError, check_size};
+use crate::module::workspace::{Buffer, reserve};
 
 /// Steps of a history that are attended to.
 #[derive(Clone, Copy, Debug)]
@@ -107,13 +108,18 @@ fn check_dims(expected: StepDims, step: &CurrentStep<'_>) -> Result<(), Attentio
 fn with_temperature<'a>(
     ask: Ask<'a>,
     (temperature, on): (f32, TemperatureOn),
-    scratch: &'a mut crate::module::workspace::Buffer,
+    scratch: &'a mut Buffer,
 ) -> Result<Ask<'a>, AttentionError> {
     match on {
         TemperatureOn::Logits => Ok(Ask { logit_scale: 1.0 / temperature, ..ask }),
         TemperatureOn::Query => {
-            let query = crate::module::workspace::reserve(scratch, ask.query.len())?;
+            let query = reserve(scratch, ask.query.len())?;
             query.iter_mut().zip(ask.query).for_each(|(scaled, &q)| *scaled = q / temperature);
+            if query.iter().any(|scaled| !scaled.is_finite()) {
+                let (operand, expected) =
+                    ("temperature", "one that leaves the query finite when it is divided");
+                return Err(AttentionError::Value { operand, expected, got: temperature.to_string() });
+            }
             Ok(Ask { query, logit_scale: 1.0, ..ask })
         }
     }
