@@ -79,8 +79,8 @@ def onnx_graph_of(tensors, shape):
     def kernel(name):
         return constant(name, tensors[name].T)
 
-    def add(op, inputs, output, attributes={}, domain=own):
-        nodes.append(onnx_graph.node(op, inputs, [output], attributes, domain))
+    def add(op, inputs, output, attributes={}, domain=own, unused=[]):
+        nodes.append(onnx_graph.node(op, inputs, [output] + unused, attributes, domain))
         return output
 
     def skip_norm(x, skip, norm, bias, output):
@@ -90,7 +90,8 @@ def onnx_graph_of(tensors, shape):
     norm = "embeddings.LayerNorm"
     x = add("EmbedLayerNormalization",
             ["ids", "", tensor("embeddings.word_embeddings.weight"), constant("positions", positions(tensors)), "",
-             tensor(f"{norm}.weight"), tensor(f"{norm}.bias")], "x", {"epsilon": EPSILON})
+             tensor(f"{norm}.weight"), tensor(f"{norm}.bias")], "x", {"epsilon": EPSILON},
+            unused=["mask_index"])
     for layer in range(LAYERS):
         name = f"encoder.layer.{layer}"
         qkv = constant(f"{name}.qkv", stacked(tensors, layer, "weight").T)

@@ -6,9 +6,9 @@
 //!                                     are the module's)
 //! ```
 
-use crate::Result;
 use crate::fetch::ModelFile;
 use crate::text::Batch;
+use crate::{Error, Result};
 use lucid_attention::module::{
     Activation, AttentionConfig, DenseWeights, LayerNorm, Linear, LinearOptions, ModuleInputs, ModuleOutputs,
     ModuleWeights, ModuleWorkspace, MultiHeadAttention, NamedTensor, Naming, NormWeights, Tensor,
@@ -215,8 +215,12 @@ impl Layer {
         let weights = ModuleWeights::from_tensors(&config, Naming::Bert, &name(""), tensors)?;
         let dense = |part: &str, sizes: [usize; 2], activation| {
             let weights = DenseWeights::from_tensors(Naming::Bert, &name(part), tensors)?;
+            let got = [weights.outputs, weights.inputs];
+            if got != sizes {
+                return Err(format!("{}: expected {sizes:?}, got {got:?}", name(part)).into());
+            }
             let options = LinearOptions { activation, ..LinearOptions::default() };
-            Linear::new(&weights.weight, weights.bias.as_deref(), sizes, &options)
+            Ok::<_, Error>(Linear::new(&weights.weight, weights.bias.as_deref(), sizes, &options)?)
         };
         Ok(Self {
             attention: MultiHeadAttention::new(config, &weights)?,
