@@ -70,7 +70,7 @@ fn threads() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
     let data = numbers(300 * DIM, 2);
     for (rows, max_threads, threads, parts) in [
-        (1, None, 1, ProductParts::One),
+        (1, None, 3, ProductParts::Columns),
         (16, None, 3, ProductParts::Columns),
         (300, None, 3, ProductParts::Rows),
         (300, Some(2), 2, ProductParts::Rows),
@@ -84,6 +84,12 @@ fn threads() {
         let [qkv] = &explained.projections[..] else { panic!("one product: {explained}") };
         assert_eq!((qkv.threads, qkv.parts), (threads, parts), "{rows} rows");
         assert_eq!(explained.level, module.level());
+        let alone = rows == 1 || max_threads == Some(1);
+        assert_eq!(
+            explained.output.parts == ProductParts::One,
+            alone,
+            "a third of the weights, for {rows} rows"
+        );
     }
 }
 
