@@ -55,6 +55,11 @@ fn run() -> Result<()> {
     if let Some(threads) = options.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
+    // In the pool: each product of a call from outside would be handed over to it and back, asleep meanwhile.
+    rayon::scope(|_| answer(options, cases))
+}
+
+fn answer(options: args::Options, cases: Option<Vec<bench::Case>>) -> Result<()> {
     let model = options.model.as_deref();
     if let Some(cases) = cases {
         let timings = bench::run(load(model)?.encoder, &cases)?;
