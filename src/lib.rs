@@ -17,6 +17,7 @@ extern crate self as lucid_attention; // the integration tests' modules name the
 
 mod alibi;
 mod cache;
+pub mod certify;
 mod dropout;
 mod element;
 mod error;

@@ -5,7 +5,7 @@ use super::{Memory, Operand, Place, Storage, for_each_index};
 use lucid_attention::{Element, Inputs, Level, Outputs, Plan, PlanOptions, Problem, ScoreStage, Scores};
 
 /// What everything that a call writes to starts as: a NaN that no computation gives.
-const CANARY: f32 = f32::from_bits(0x7fd5_a000);
+pub const CANARY: f32 = f32::from_bits(0x7fd5_a000);
 
 /// How a call is made, and what is asked for besides the output.
 #[derive(Clone, Copy, Debug)]
