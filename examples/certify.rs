@@ -36,7 +36,13 @@ const PATHS: [Path; 6] = [
     Path { name: "prefill, dropout", dropout: true, ..PLAIN },
     Path { name: "decode from rows", shape: [4, 2, 1, 3000], ..PLAIN },
     Path { name: "decode from panels", shape: [4, 2, 1, 3000], panels: true, ..PLAIN },
-    Path { name: "decode, keys split over threads", shape: [2, 1, 1, 20_000], panels: true, threads: 4, ..PLAIN },
+    Path {
+        name: "decode, keys split over threads",
+        shape: [2, 1, 1, 20_000],
+        panels: true,
+        threads: 4,
+        ..PLAIN
+    },
 ];
 
 const DIMS: [usize; 2] = [64, 48];
@@ -112,8 +118,12 @@ fn certified<T: Element>(
         inputs = inputs.dropout(Dropout { rate: 0.3, seed });
     }
 
-    let options =
-        PlanOptions { level: Some(level), max_threads: Some(path.threads), bf16_dot, ..PlanOptions::default() };
+    let options = PlanOptions {
+        level: Some(level),
+        max_threads: Some(path.threads),
+        bf16_dot,
+        ..PlanOptions::default()
+    };
     let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
     let shape = inputs.output_shape();
     let (mut out, mut lse) = (vec![T::default(); q_heads * q_len * v_dim], vec![0.0; q_heads * q_len]);

@@ -137,10 +137,7 @@ fn check<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) {
         let got = run(inputs, &Ask::all(level));
         let out = View::new(&got.out, inputs.output_shape()).expect("contiguous");
         let certificate = certify::check(inputs, &out, Some(&got.lse), &Bound::exact(level));
-        certificate
-            .expect("operands that fit")
-            .verdict()
-            .unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
+        certificate.expect("operands that fit").verdict().unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
     }
 }
 

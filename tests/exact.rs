@@ -183,7 +183,9 @@ fn accuracy() {
     };
     let adversarial = |seed: u64| Case { values: turn(&VALUES[2..], seed as usize), ..Case::random(seed) };
     let families: [(&str, &dyn Fn(u64) -> Case); 2] = [("random", &random), ("adversarial", &adversarial)];
-    println!("| storage | multiply-adds | values | outputs | error / bound | / statistical bound | LSE / bound |");
+    println!(
+        "| storage | multiply-adds | values | outputs | error / bound | / statistical bound | LSE / bound |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for types in &TYPES[..3] {
         for (name, case) in families {
@@ -199,7 +201,9 @@ fn accuracy() {
                 let independent = name == "random" && elements > 0;
                 let statistical = if independent { format!("{worst_sqrt:.2}") } else { "-".to_owned() };
                 let storage = types[0];
-                println!("| {storage} | {rounding} | {name} | {elements} | {worst:.2} | {statistical} | {lse:.2} |");
+                println!(
+                    "| {storage} | {rounding} | {name} | {elements} | {worst:.2} | {statistical} | {lse:.2} |"
+                );
                 assert!(!independent || worst_sqrt <= 1.0, "{types:?}, {rounding}: {worst_sqrt} of B_sqrt");
                 assert!(name != "random" || uncertified_rows == 0, "{types:?}: rows that no bound holds for");
             }

@@ -62,13 +62,15 @@ impl<T: Element> Session<T> {
         let rows = self.batch * kv_heads * tokens;
         let drawn = |numbers: &mut Rng, dim: usize| -> Vec<T> {
             let row = dim + gap;
-            let number = |at: usize, numbers: &mut Rng| if at % row < dim { numbers.normal() } else { f32::NAN };
+            let number =
+                |at: usize, numbers: &mut Rng| if at % row < dim { numbers.normal() } else { f32::NAN };
             (0..rows * row).map(|at| T::from_f32(number(at, numbers))).collect()
         };
         let (keys, values) = (drawn(&mut self.numbers, head_dim), drawn(&mut self.numbers, v_dim));
         let view = |data, dim| {
             let (row, shape) = (dim + gap, [self.batch, kv_heads, tokens, dim]);
-            View::with_strides(data, shape, [kv_heads * tokens * row, tokens * row, row, 1]).expect("sized to it")
+            View::with_strides(data, shape, [kv_heads * tokens * row, tokens * row, row, 1])
+                .expect("sized to it")
         };
         let room = self.cache.capacity() - self.cache.len();
         let added = self.cache.append(view(&keys, head_dim), view(&values, v_dim));

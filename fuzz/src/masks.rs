@@ -4,8 +4,8 @@ use crate::common::cases::{CANARY, Rng, assert_same, levels};
 use arbitrary::{Result, Unstructured};
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
-    AttentionError, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart,
-    Ragged, Span, View, ViewMut, reference,
+    AttentionError, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
+    QueryStart, Ragged, Span, View, ViewMut, reference,
 };
 
 /// Everything that a mask may hold, and the sizes it is for.
@@ -101,7 +101,9 @@ impl Parts {
                 let most = if input.ratio(1, 16)? { keys + 1 } else { 0 };
                 let mut lens = list(input, keys.max(most))?;
                 if let (Some([_, kv]), true) = (&bounds_of, most == 0) {
-                    lens.iter_mut().zip(kv.windows(2)).for_each(|(len, pair)| *len = (*len).min(pair[1] - pair[0]));
+                    lens.iter_mut()
+                        .zip(kv.windows(2))
+                        .for_each(|(len, pair)| *len = (*len).min(pair[1] - pair[0]));
                 }
                 Ok(lens)
             })?,
@@ -188,7 +190,8 @@ struct Numbers {
 
 pub fn masks(data: &[u8]) {
     if let Ok(parts) = Parts::new(&mut Unstructured::new(data)) {
-        check(&parts).unwrap_or_else(|error| assert!(!error.to_string().is_empty(), "an error says something"));
+        check(&parts)
+            .unwrap_or_else(|error| assert!(!error.to_string().is_empty(), "an error says something"));
     }
 }
 

@@ -1,9 +1,10 @@
 //! Partial results, some of them nonsense, against the formula in `f64`.
 //!
 //! What [`lucid_attention::merge`] may be off, with u = 2^-24, d = L1 - L2 and 1.25 ULP for `exp`: the weight of the smaller
-//! part is off by u |d| for the difference and 2.5 u for the exponential, the sum of the two by that and u, the quotient by
-//! one more u, its product and the addition by two: E = 2 (u |d| + 2.5 u) + 6 u of both terms together. A weight below
-//! 2^-126 may be lost.
+//! part is off by e = u |d| + 2.5 u (the difference, the exponential), the sum of both by w e + u where w is the smaller
+//! weight, quotients by one more u, product and addition by one each: w e + 4 u, taken as 6 u, for the larger part's term,
+//! and e more for the smaller's. A weight below 2^-126 may
+//! be lost.
 
 use crate::common::cases::{Rng, same};
 use arbitrary::{Result, Unstructured};
@@ -40,11 +41,18 @@ fn parts<Q: Element>(input: &mut Unstructured<'_>) -> Result<()> {
         let joint = joined(&total, &other, shape, dim);
         let reverse = joined(&other, &total, shape, dim);
         for (row, (lse, other_lse)) in total.lse.iter().zip(&other.lse).enumerate() {
-            assert!(same(joint.lse[row], reverse.lse[row]), "row {row}: LSE {lse:e} and {other_lse:e} commute");
+            assert!(
+                same(joint.lse[row], reverse.lse[row]),
+                "row {row}: LSE {lse:e} and {other_lse:e} commute"
+            );
             let own = &total.out[row * dim..][..dim];
             let others = &other.out[row * dim..][..dim];
             check_row((own, *lse), (others, *other_lse), (&joint.out[row * dim..][..dim], joint.lse[row]));
-            check_row((own, *lse), (others, *other_lse), (&reverse.out[row * dim..][..dim], reverse.lse[row]));
+            check_row(
+                (own, *lse),
+                (others, *other_lse),
+                (&reverse.out[row * dim..][..dim], reverse.lse[row]),
+            );
         }
         total = joint;
     }
@@ -58,7 +66,8 @@ fn part<Q: Element>(
     dim: usize,
 ) -> Result<Part<Q>> {
     let rows = shape.iter().product::<usize>();
-    let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0, -0.0, 1e-45, 88.0, -104.0];
+    let special =
+        [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 0.0, -0.0, 1e-45, 88.0, -104.0];
     let mut lse = Vec::new();
     for _ in 0..rows {
         lse.push(match input.int_in_range(0..=5)? {
@@ -90,7 +99,10 @@ fn check_row<Q: Element>((a, la): (&[Q], f32), (b, lb): (&[Q], f32), (got, got_l
     let at = format!("LSE {la:e} and {lb:e}");
     if la.is_nan() || lb.is_nan() || la == f32::INFINITY || lb == f32::INFINITY {
         assert!(!got_lse.is_finite() && got_lse != f32::NEG_INFINITY, "{at}: got {got_lse:e}");
-        assert!(got.iter().all(|x| !x.to_f32().is_finite() || la == f32::INFINITY || lb == f32::INFINITY), "{at}");
+        assert!(
+            got.iter().all(|x| !x.to_f32().is_finite() || la == f32::INFINITY || lb == f32::INFINITY),
+            "{at}"
+        );
         return;
     }
     // A part without keys changes no bit of the other.
@@ -117,8 +129,11 @@ fn check_row<Q: Element>((a, la): (&[Q], f32), (b, lb): (&[Q], f32), (got, got_l
             assert!(!got.is_finite(), "{at}: {x:e} and {y:e} gave {got:e}");
             continue;
         }
-        let (terms, exact) = ((x * wa).abs() + (y * wb).abs(), x * wa + y * wb);
-        let rounded = terms * (2.0 * off + 6.0 * U) * 1.01 + (x.abs() + y.abs()) * 2f64.powi(-125) + 2f64.powi(-147);
+        let exact = x * wa + y * wb;
+        let shared = wa.min(wb) * off + 6.0 * U;
+        let (own, other) = if la < lb { (off + shared, shared) } else { (shared, off + shared) };
+        let rounded = ((x * wa).abs() * own + (y * wb).abs() * other) * 1.01;
+        let rounded = rounded + (x.abs() + y.abs()) * 2f64.powi(-125) + 2f64.powi(-147);
         let stored = match Q::DTYPE.unit_roundoff() {
             unit if unit > U => unit * (exact.abs() + rounded) + 2f64.powi(-25),
             _ => 0.0,

@@ -15,9 +15,8 @@ fn case(input: &mut Unstructured<'_>) -> Result<Case> {
     let maybe = |input: &mut Unstructured<'_>, most: usize| -> Result<Option<usize>> {
         Ok(if input.arbitrary()? { Some(input.int_in_range(0..=most)?) } else { None })
     };
-    let number = |input: &mut Unstructured<'_>| -> Result<f32> {
-        Ok(f32::from(input.arbitrary::<u8>()?) / 255.0)
-    };
+    let number =
+        |input: &mut Unstructured<'_>| -> Result<f32> { Ok(f32::from(input.arbitrary::<u8>()?) / 255.0) };
     let kv_heads = size(input, 3)?;
     let use_residual = input.arbitrary()?;
     let self_attention = input.arbitrary()?;

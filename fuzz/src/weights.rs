@@ -79,9 +79,8 @@ fn check(config: &AttentionConfig, naming: Naming, weights: &ModuleWeights) {
     let read = ModuleWeights::from_safetensors(config, naming, "b.", &file).expect("as it was saved");
     let parts = |weights: &ModuleWeights| {
         let ModuleWeights { query, key, value, output, layer_norm } = weights;
-        let dense = [query, key, value, output].map(|dense| {
-            (bits(&dense.weight), dense.bias.as_deref().map(bits), dense.outputs, dense.inputs)
-        });
+        let dense = [query, key, value, output]
+            .map(|dense| (bits(&dense.weight), dense.bias.as_deref().map(bits), dense.outputs, dense.inputs));
         (dense, layer_norm.as_ref().map(|norm| (bits(&norm.gamma), bits(&norm.beta))))
     };
     assert_eq!(parts(&read), parts(weights), "{naming:?}: saved and read");

@@ -114,10 +114,7 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Violation { operand, finding: Finding { element, sequence, got, expected, .. }, reason } = self;
         let index = if *operand == "lse" { &element[..3] } else { &element[..] };
-        write!(
-            f,
-            "{operand}{index:?} (sequence {sequence}): got {got:e}, expected {expected:e}, {reason}"
-        )
+        write!(f, "{operand}{index:?} (sequence {sequence}): got {got:e}, expected {expected:e}, {reason}")
     }
 }
 

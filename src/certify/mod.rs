@@ -252,9 +252,10 @@ pub fn check<Q: Element, T: Element>(
     })?;
     let v = rounded(v_shape, |index| inputs.v.get(index).map(|x| x.to_f32()))?;
     let (q, k, v) = (View::new(&q, q_shape)?, View::new(&k, k_shape)?, View::new(&v, v_shape)?);
-    let Inputs { mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, .. } = *inputs;
+    let Inputs { mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel, .. } = *inputs;
     let k = Keys::Rows(k);
-    let inputs = Inputs { q, k, v, mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout };
+    let inputs =
+        Inputs { q, k, v, mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel };
     check_against(&inputs, out, lse, bound)
 }
 
@@ -288,10 +289,7 @@ fn check_against<A: Element, T: Element, Q: Element>(
 }
 
 /// An operand as the bf16 tier sees it, contiguous: to nearest even, subnormals to zero.
-fn rounded(
-    shape: [usize; 4],
-    get: impl Fn([usize; 4]) -> Option<f32>,
-) -> Result<Vec<bf16>, AttentionError> {
+fn rounded(shape: [usize; 4], get: impl Fn([usize; 4]) -> Option<f32>) -> Result<Vec<bf16>, AttentionError> {
     let overflow = AttentionError::SizeOverflow { operand: "operand" };
     let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n)).ok_or(overflow)?;
     let mut values = Vec::new();

@@ -82,10 +82,16 @@ struct Sums {
 /// How an element stands.
 enum Verdict {
     /// No farther from the exact one than it may be.
-    Within { error: f64, bound: Two },
+    Within {
+        error: f64,
+        bound: Two,
+    },
     /// Right as far as anyone can tell: no bound applies.
     Unbounded,
-    Wrong { bound: f64, reason: String },
+    Wrong {
+        bound: f64,
+        reason: String,
+    },
 }
 
 impl Checker<'_> {

@@ -59,7 +59,8 @@ fn check_bound<Q: Element, T: Element>(
     level: Level,
 ) -> Certificate {
     let view = View::new(out, inputs.output_shape()).expect("a contiguous output");
-    let certificate = certify::check(inputs, &view, Some(lse), &Bound::exact(level)).expect("operands that fit");
+    let certificate =
+        certify::check(inputs, &view, Some(lse), &Bound::exact(level)).expect("operands that fit");
     if let Err(violation) = certificate.verdict() {
         panic!("fused {}: {violation}", level.is_fused());
     }

@@ -32,7 +32,11 @@ pub(crate) fn untouched(values: &[f32]) -> bool {
 pub(crate) type Written = [Vec<f32>; 4];
 
 /// Runs a call; asserts that an error names what is wrong and leaves all outputs as they were.
-pub(crate) fn run(plan: &Plan, inputs: &Inputs<'_, f32, f32>, ask: &Ask<'_>) -> Result<Written, AttentionError> {
+pub(crate) fn run(
+    plan: &Plan,
+    inputs: &Inputs<'_, f32, f32>,
+    ask: &Ask<'_>,
+) -> Result<Written, AttentionError> {
     let filled = |size: usize| vec![UNTOUCHED; size.min(4096)];
     let mut written =
         [filled(4096), filled(ask.lse.unwrap_or(0)), filled(ask.row_max.unwrap_or(0)), filled(4096)];
@@ -91,6 +95,7 @@ pub(crate) fn assert_names_its_fields(error: &AttentionError) {
         Workspace { part, expected, got } => &[part, expected, got],
         UnknownLevel { name } => &[name],
         LevelUnavailable { level } | Bf16DotUnavailable { level } => &[level],
+        Cancelled { complete, rows } => &[complete, rows],
         OutOfMemory { what, bytes } => &[what, bytes],
         other => panic!("a variant that this test does not know: {other:?}"),
     };

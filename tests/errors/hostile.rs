@@ -4,8 +4,8 @@
 use super::asking::*;
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
-    AttentionError, Inputs, Intervals, KeyPanels, Level, Mask, Plan, PlanOptions, Problem, QueryStart, Ragged,
-    Span, View, attention, reference,
+    AttentionError, Inputs, Intervals, KeyPanels, Level, Mask, Plan, PlanOptions, Problem, QueryStart,
+    Ragged, Span, View, attention, reference,
 };
 
 /// Choices that a call is made of; what is missing is 0, the tamest, so that failures shrink to few of them.
@@ -166,6 +166,7 @@ pub(crate) fn make(choices: &mut Choices<'_>) -> Result<bool, AttentionError> {
         level: c.sometimes(|c| c.pick(&Level::ALL)),
         max_threads: Some(c.pick(&[1, 2, 3, 0, MAX, MAX / 2, 1 << 40])),
         bf16_dot: c.sometimes(|_| ()).is_some(),
+        max_workspace_bytes: c.sometimes(Choices::size),
     };
     let plan = Plan::with_options(&problem, &options)?;
     // A token repeated without end is legal, but takes as long.

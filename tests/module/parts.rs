@@ -25,7 +25,11 @@ pub(crate) fn lively_weights(config: &AttentionConfig, dims: InputDims, seed: u6
 }
 
 /// A module at a level.
-pub(crate) fn module_at(config: &AttentionConfig, weights: &ModuleWeights, level: Level) -> MultiHeadAttention {
+pub(crate) fn module_at(
+    config: &AttentionConfig,
+    weights: &ModuleWeights,
+    level: Level,
+) -> MultiHeadAttention {
     let plan = lucid_attention::PlanOptions { level: Some(level), ..Default::default() };
     let options = ModuleOptions { plan, ..ModuleOptions::default() };
     MultiHeadAttention::with_options(config.clone(), weights, options).expect("valid parts")

@@ -64,7 +64,8 @@ pub struct Results<Q> {
 /// Makes a call. What lies between the elements it writes must be as it was afterwards.
 pub fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, ask: &Ask<'_>) -> Results<Q> {
     let &Ask { level, threads, bf16_dot, .. } = ask;
-    let options = PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot };
+    let options =
+        PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot, ..PlanOptions::default() };
     let plan = Plan::with_options(&Problem::of(inputs), &options).expect("a plan");
     let mut workspace = plan.workspace().expect("memory");
     let shape = inputs.output_shape();
