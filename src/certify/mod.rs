@@ -37,7 +37,7 @@
 //! - The result was computed by this crate's order of operations, version 1 (or the bf16 tier's), with the same inputs.
 //! - Rounding is to nearest even and subnormals are kept (but in the bf16 tier), as in every thread's default
 //!   floating-point environment.
-//! - `exp2` is off by at most 1 ULP, `tanh` by 1.25, the logarithm by 1: their maxima over all 2^32 inputs are 0.93, 1.11
+//! - `exp2` is off by at most 1.5 ULP, `tanh` by 4, the logarithm by 2: their maxima over all 2^32 inputs are 0.93, 1.11
 //!   and 0.51 (`tests/exhaustive_math.rs`, and the tests of [`math`](crate::math)).
 //! - The reference's own error, some 2^-53 for each term of a sum, is taken for nothing beside u = 2^-24.
 //!
@@ -169,11 +169,11 @@ const NORMAL: f64 = f32::MIN_POSITIVE as f64;
 const SAFE: f64 = f32::MAX as f64 / 2.0;
 
 /// The most ULPs by which `exp2` is off.
-const EXP2_ULP: f64 = 1.0;
+const EXP2_ULP: f64 = 1.5;
 /// The same for `tanh`.
-const TANH_ULP: f64 = 1.25;
+const TANH_ULP: f64 = 4.0;
 /// The same for the logarithm in the LSE.
-const LOG_ULP: f64 = 1.0;
+const LOG_ULP: f64 = 2.0;
 
 /// What the bound depends on besides the inputs: how sums are rounded, and how keys are cut.
 #[derive(Clone, Copy, Debug, PartialEq)]

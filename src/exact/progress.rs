@@ -8,6 +8,7 @@ use crate::parallel::Begun;
 
 /// How far a call came.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant, reason = "it lies in the workspace, where nothing is to be allocated")]
 pub(crate) enum Progress {
     /// Nothing is complete.
     Nothing,
