@@ -11,6 +11,7 @@ use crate::exact::scores::{self, ScoreTargets};
 use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, WorkspaceParts};
 use crate::isa::Isa;
+use crate::parallel::Begun;
 use crate::rows::{AnyRows, SharedRows};
 use crate::view::{AnyView, View};
 use half::{bf16, f16};
@@ -104,7 +105,8 @@ pub(crate) mod sealed {
             grid: &Grid,
             targets: &Targets<'_>,
             workspace: WorkspaceParts<'_>,
-        ) where
+        ) -> Begun
+        where
             Self: Element;
         /// [`scores::run`], likewise.
         fn run_scores(
@@ -154,8 +156,8 @@ macro_rules! element {
                 grid: &Grid,
                 targets: &Targets<'_>,
                 workspace: WorkspaceParts<'_>,
-            ) {
-                grid::run(engine, call, grid, targets, workspace);
+            ) -> Begun {
+                grid::run(engine, call, grid, targets, workspace)
             }
             fn run_scores(
                 engine: Engine,

@@ -1,6 +1,6 @@
 //! The crate's one error type.
 
-/// What a call refuses, before any work and without touching an output.
+/// What a call refuses, before any work and without touching an output (but for [`AttentionError::Cancelled`]).
 ///
 /// Every message names the operand, what was expected and what came.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -180,6 +180,18 @@ pub enum AttentionError {
         operand: &'static str,
         /// What went wrong.
         reason: String,
+    },
+    /// The call's token ([`Inputs::cancel`](crate::Inputs::cancel)) stopped it: the one error after work began. Output, LSE and
+    /// row maximum of the rows that are complete ([`Workspace::is_complete`](crate::Workspace::is_complete)) are what they
+    /// would have been; all else that the call writes is unspecified, but for the totals of metrics, which are as before.
+    #[error(
+        "cancel: stopped with {complete} of {rows} query rows complete, which Workspace::is_complete tells"
+    )]
+    Cancelled {
+        /// Query rows that are complete, of all heads and sequences.
+        complete: usize,
+        /// Query rows in all.
+        rows: usize,
     },
     /// Memory could not be had.
     #[error("{what}: could not allocate {bytes} bytes")]

@@ -1,5 +1,6 @@
 //! What a call reads and what it writes.
 
+use crate::cancel::CancelToken;
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::mask::Mask;
@@ -103,6 +104,7 @@ pub struct Inputs<'a, Q, T: Element> {
     pub(crate) bias: Option<AnyView<'a>>,
     pub(crate) sinks: Option<&'a [f32]>,
     pub(crate) dropout: Option<Dropout>,
+    pub(crate) cancel: Option<&'a CancelToken>,
 }
 
 impl<Q, T: Element> Clone for Inputs<'_, Q, T> {
@@ -129,6 +131,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
             bias: None,
             sinks: None,
             dropout: None,
+            cancel: None,
         }
     }
 
@@ -191,6 +194,12 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
     /// dropped depends on the sequence's index: a row has other bits in another place of the batch, by this option alone.
     pub fn dropout(mut self, dropout: Dropout) -> Self {
         self.dropout = Some(dropout);
+        self
+    }
+
+    /// Stops the call when the token is stopped: see [`AttentionError::Cancelled`](crate::AttentionError::Cancelled).
+    pub fn cancel(mut self, token: &'a CancelToken) -> Self {
+        self.cancel = Some(token);
         self
     }
 

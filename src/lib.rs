@@ -17,6 +17,8 @@ extern crate self as lucid_attention; // the integration tests' modules name the
 
 mod alibi;
 mod cache;
+mod cancel;
+pub mod certify;
 mod dropout;
 mod element;
 mod error;
@@ -52,6 +54,7 @@ pub mod viz;
 
 pub use alibi::alibi_slopes;
 pub use cache::KvCache;
+pub use cancel::CancelToken;
 pub use dropout::Dropout;
 pub use element::{DType, Element};
 pub use error::AttentionError;

@@ -58,12 +58,52 @@ pub(crate) fn for_each_task<S: Send>(
     scratches: &mut [S],
     work: &(impl Fn(usize, &mut S) + Sync),
 ) {
+    for_each_task_until(tasks, scratches, &|task, scratch: &mut S| {
+        work(task, scratch);
+        true
+    });
+}
+
+/// Which tasks were begun: the first of each range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    tasks: usize,
+    ranges: usize,
+    /// The first task of each range that was not.
+    next: [usize; MAX_RANGES],
+}
+
+impl Begun {
+    /// The first tasks, in order.
+    pub(crate) fn first(count: usize) -> Self {
+        Self { tasks: usize::MAX, ranges: 1, next: [count; MAX_RANGES] }
+    }
+
+    /// Whether this one was.
+    pub(crate) fn has(&self, task: usize) -> bool {
+        let ranges = 0..self.ranges;
+        let mut range = ranges.filter(|&range| task < bound(self.tasks, self.ranges, range + 1));
+        range.next().is_some_and(|range| task < self.next[range])
+    }
+}
+
+/// The first task of a range.
+fn bound(tasks: usize, ranges: usize, range: usize) -> usize {
+    (tasks as u128 * range as u128 / ranges as u128) as usize
+}
+
+/// As [`for_each_task`], but a worker whose `work` says false takes no other task.
+pub(crate) fn for_each_task_until<S: Send>(
+    tasks: usize,
+    scratches: &mut [S],
+    work: &(impl Fn(usize, &mut S) -> bool + Sync),
+) -> Begun {
     if let [only] = scratches {
-        (0..tasks).for_each(|task| work(task, only));
-        return;
+        let stopped = (0..tasks).find(|&task| !work(task, only));
+        return Begun::first(stopped.map_or(tasks, |task| task + 1));
     }
     let ranges = scratches.len().clamp(1, MAX_RANGES);
-    let bound = |range: usize| (tasks as u128 * range as u128 / ranges as u128) as usize;
+    let bound = |range: usize| bound(tasks, ranges, range);
     let next: [AtomicUsize; MAX_RANGES] =
         std::array::from_fn(|range| AtomicUsize::new(bound(range.min(ranges))));
     fan_out(0, scratches, &|worker, scratch| {
@@ -73,10 +113,13 @@ pub(crate) fn for_each_task<S: Send>(
                 if task >= bound(range + 1) {
                     break;
                 }
-                work(task, scratch);
+                if !work(task, scratch) {
+                    return;
+                }
             }
         }
     });
+    Begun { tasks, ranges, next: next.map(AtomicUsize::into_inner) }
 }
 
 /// Calls `work` once for each part of something, at most [`MAX_PARTS`] parts, on as many workers.

@@ -8,6 +8,7 @@ use crate::exact::finish::Targets;
 use crate::exact::grid::Grid;
 use crate::exact::measure::Measures;
 use crate::exact::partials::partials_len;
+use crate::exact::progress::{Blocks, Progress};
 use crate::exact::scores::{ScoreTargets, Written};
 use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, ScratchSizes, WorkspaceParts};
@@ -50,6 +51,9 @@ pub struct PlanOptions {
     /// those of the exact tier, and have their own order of operations. Keys and values are converted in scratch, also
     /// from [`KeyPanels`](crate::KeyPanels): a gain with many queries, not with few.
     pub bf16_dot: bool,
+    /// The most bytes that a [`Workspace`] may take ([`Plan::workspace_bytes`]); a plan that needs more is an error
+    /// ([`AttentionError::TooLarge`]). Fewer threads need less.
+    pub max_workspace_bytes: Option<usize>,
 }
 
 /// A validated problem with the choices made for it.
@@ -87,12 +91,25 @@ pub struct Workspace {
     sizes: ScratchSizes,
     workers: Vec<Scratch>,
     partials: AlignedBuf<f32>,
+    /// Of the last call.
+    progress: Progress,
 }
 
 impl Workspace {
     /// Its size.
     pub fn bytes(&self) -> usize {
         self.workers.iter().map(Scratch::bytes).sum::<usize>() + self.partials.bytes()
+    }
+
+    /// Whether a row of the last call made with it is complete: `[sequence, q_head, query]`, where the sequence is the batch
+    /// index, or the index in a ragged batch, within which the query counts. All are after a call that succeeded, none
+    /// after one that was refused; after [`AttentionError::Cancelled`] some.
+    pub fn is_complete(&self, row: [usize; 3]) -> bool {
+        match &self.progress {
+            Progress::Nothing => false,
+            Progress::Part(blocks) => blocks.has(row, &self.workers),
+            Progress::All => true,
+        }
     }
 }
 
@@ -110,7 +127,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Plan::new`], or `options` ask for a level that this CPU lacks, for bf16 dot products at a level without
-    /// them ([`AttentionError::Bf16DotUnavailable`]), or for no thread.
+    /// them ([`AttentionError::Bf16DotUnavailable`]), for no thread, or for less memory than is needed.
     pub fn with_options(problem: &Problem, options: &PlanOptions) -> Result<Self, AttentionError> {
         Self::with_order(problem, options, Order::VERSION_1)
     }
@@ -143,7 +160,12 @@ impl Plan {
         let splits = if splits > 1 { splits } else { 0 };
         let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())
             .ok_or(AttentionError::SizeOverflow { operand: "workspace" })?;
-        Ok(Self { problem: *problem, level, engine, order, max_threads, sizes, partials })
+        let plan = Self { problem: *problem, level, engine, order, max_threads, sizes, partials };
+        let (limit, got) = (options.max_workspace_bytes.unwrap_or(usize::MAX), plan.workspace_bytes());
+        if got > limit {
+            return Err(AttentionError::TooLarge { operand: "workspace", axis: "bytes", limit, got });
+        }
+        Ok(plan)
     }
 
     /// The sizes it was made for.
@@ -185,7 +207,7 @@ impl Plan {
             workers.push(Scratch::new(&self.sizes)?);
         }
         let partials = AlignedBuf::zeroed("workspace", self.partials)?;
-        Ok(Workspace { sizes: self.sizes, workers, partials })
+        Ok(Workspace { sizes: self.sizes, workers, partials, progress: Progress::Nothing })
     }
 
     /// Attention of `inputs` into `outputs`.
@@ -196,13 +218,15 @@ impl Plan {
     /// starts its threads if it has not yet. Small calls enter none.)
     ///
     /// # Errors
-    /// Operands that do not fit the plan or each other; nothing is written then.
+    /// Operands that do not fit the plan or each other; nothing is written then. [`AttentionError::Cancelled`] if the
+    /// call's token stopped it, see there.
     pub fn run<Q: Element, T: Element>(
         &self,
         inputs: &Inputs<'_, Q, T>,
         outputs: Outputs<'_, Q>,
         workspace: &mut Workspace,
     ) -> Result<(), AttentionError> {
+        workspace.progress = Progress::Nothing;
         let call = Call::new(&self.problem, self.order, inputs)?;
         self.check_workspace(workspace)?;
         let Outputs { out, lse, row_max, scores, mut metrics } = outputs;
@@ -226,18 +250,34 @@ impl Plan {
 
         if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && scores.is_none() {
             metrics.into_iter().for_each(|metrics| metrics.count(0, q_len));
+            workspace.progress = Progress::All;
             return Ok(());
         }
-        let Workspace { workers, partials, .. } = workspace;
+        let row_count = batch.saturating_mul(q_heads).saturating_mul(q_len);
+        let stopped = |complete| match call.is_stopped() {
+            true => Err(AttentionError::Cancelled { complete, rows: row_count }),
+            false => Ok(()),
+        };
+        stopped(0)?;
+        let Workspace { workers, partials, progress, .. } = workspace;
         let grid = Grid::new(&call, self.max_threads);
         let workers = &mut workers[..grid.workers];
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
-            T::run(self.engine, &call, &grid, &targets, parts);
+            let blocks = Blocks::new(&call, &grid, T::run(self.engine, &call, &grid, &targets, parts));
+            if call.is_stopped() {
+                *progress = Progress::Part(blocks);
+                let complete = blocks.count(&call, workers);
+                if complete < row_count {
+                    return Err(AttentionError::Cancelled { complete, rows: row_count });
+                }
+            }
         }
+        *progress = Progress::All;
         if let Some(scores) = scores {
             T::run_scores(self.engine, &call, &scores, workers);
+            stopped(row_count)?;
         }
         if let (Some(options), Some(rows)) = (options, measured)
             && options.needs_probabilities()
@@ -252,8 +292,9 @@ impl Plan {
                 row_count: q_len,
             };
             T::run_scores(self.engine, &call, &details, workers);
+            stopped(row_count)?;
         }
-        metrics.into_iter().for_each(|metrics| metrics.count(batch * q_heads * q_len, q_len));
+        metrics.into_iter().for_each(|metrics| metrics.count(row_count, q_len));
         Ok(())
     }
 

@@ -8,8 +8,8 @@ mod numbers;
 use counting::allocations;
 use half::{bf16, f16};
 use lucid_attention::{
-    Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
-    Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
+    AttentionError, CancelToken, Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions,
+    Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
 };
 use numbers::numbers;
 
@@ -40,8 +40,11 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             View::new(&v, [1, kv_heads, kv_len, dim]).expect("sized to its shape"),
         )
         .ragged(Ragged { q_bounds: &q_bounds, kv_bounds: &kv_bounds });
+        let token = CancelToken::new();
+        let stopped = CancelToken::new();
+        stopped.cancel();
         let kinds = [
-            base,
+            base.cancel(&token),
             base.mask(Mask::causal().window(Some(100), None).kv_lens(&kv_lens)),
             base.mask(Mask::NONE.allowed(dense)).softcap(3.0).sinks(&[0.5; 4]),
             base.bias(bias).alibi(&[0.1; 4]),
@@ -69,6 +72,9 @@ fn calls<Q: Element, T: Element>(threads: usize) {
                     .scores(Scores::new(ScoreStage::Softmax, scores).heads(&[1]).rows(&[0]))
                     .metrics(&mut metrics);
                 plan.run(inputs, outputs, &mut workspace).expect("a valid call");
+                let out = ViewMut::new(&mut out, shape).expect("sized to its shape");
+                let result = plan.run(&inputs.cancel(&stopped), Outputs::new(out), &mut workspace);
+                assert!(matches!(result, Err(AttentionError::Cancelled { complete: 0, .. })), "{result:?}");
             };
             call();
             let counted = allocations(&mut call);

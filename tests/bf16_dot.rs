@@ -1,13 +1,12 @@
-//! The bf16 dot-product tier: against the reference on rounded operands, with the bound of `common::bound` extended by
-//! the rounding of weights; removed keys; the same bits on any number of threads and in any company.
+//! The bf16 dot-product tier: against the reference on rounded operands, with the certified bound of the tier; removed keys; the same bits on any number of threads and in any company.
 //!
 //! On a CPU without the instruction these tests say so and pass; `unavailable` runs everywhere.
 
 mod common;
 
-use common::bound::{Bound, check};
 use common::cases::{Ask, Results, Rng, assert_equal, assert_same, run};
 use half::{bf16, f16};
+use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
     AttentionError, Element, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
     QueryStart, ScoreStage, Span, View, ViewMut, reference,
@@ -26,19 +25,6 @@ fn available() -> bool {
 fn ask() -> Ask<'static> {
     Ask { bf16_dot: true, lse: true, ..Ask::at(Level::Avx512) }
 }
-
-/// Weights rounded to bf16, two roundings per pair, subnormals flushed.
-const BOUND: Bound = Bound {
-    weight_unit: 1.0 / 256.0,
-    step_flush: f32::MIN_POSITIVE as f64,
-    // An odd dimension or key takes part in one rounding more.
-    fused: false,
-    exp2_ulp: 1.5,
-    tanh_ulp: 4.0,
-    log_ulp: 2.0,
-    tile: 256,
-    split: 1024,
-};
 
 /// Numbers in -1.7..1.7 that are not bf16.
 fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
@@ -188,14 +174,15 @@ fn close<Q: Element, T: Element>() {
     for shape in SHAPES {
         for rule in RULES {
             let case = Case::<Q, T>::new(shape, rule);
-            let got = run(&case.inputs(), &ask());
-            let case = case.rounded();
             let inputs = case.inputs();
+            let got = run(&inputs, &ask());
             let out = View::new(&got.out, inputs.output_shape()).unwrap();
-            let checked = check(&inputs, &out, Some(&got.lse), &BOUND)
-                .unwrap_or_else(|error| panic!("{shape:?}, {rule:?}: {error}"));
-            assert_eq!(checked.uncertified_rows, 0, "{shape:?}, {rule:?}: rows without a bound");
-            worst = worst.max(checked.worst);
+            let certificate = certify::check(&inputs, &out, Some(&got.lse), &Bound::bf16_dot()).unwrap();
+            certificate.verdict().unwrap_or_else(|wrong| panic!("{shape:?}, {rule:?}: {wrong}"));
+            assert_eq!(certificate.uncertified_rows, 0, "{shape:?}, {rule:?}: rows without a bound");
+            worst = worst.max(certificate.worst.ratio);
+            let rounded = case.rounded();
+            let inputs = rounded.inputs();
             assert_equal(&run(&inputs, &ask()), &got, &format!("{shape:?}, {rule:?}: rounded before"));
         }
     }

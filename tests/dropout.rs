@@ -5,6 +5,7 @@ mod common;
 
 use common::cases::*;
 use common::guard::announce;
+use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
     AttentionError, Cell, Dropout, Element, Inputs, Mask, Metrics, MetricsOptions, Outputs, Plan, Problem,
     ScoreStage, View, ViewMut, attention, reference,
@@ -132,14 +133,11 @@ fn values() {
 }
 
 fn check<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) {
-    let answer = reference::attention(inputs).expect("operands that fit");
     for level in levels() {
         let got = run(inputs, &Ask::all(level));
-        for (at, (got, want)) in got.out.iter().zip(&answer.out).enumerate() {
-            let tolerance = (1e-5 + 2.0 * Q::DTYPE.unit_roundoff()) * (1.0 + want.abs());
-            let error = (f64::from(got.to_f32()) - want).abs();
-            assert!(error <= tolerance, "{level}: element {at} is {got:?}, expected {want}");
-        }
+        let out = View::new(&got.out, inputs.output_shape()).expect("contiguous");
+        let certificate = certify::check(inputs, &out, Some(&got.lse), &Bound::exact(level));
+        certificate.expect("operands that fit").verdict().unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
     }
 }
 

@@ -6,10 +6,10 @@
 
 mod common;
 
-use common::bound::Checked;
 use common::cases::*;
 use common::guard::announce;
 use common::verify::{STAGES, turn, verify};
+use lucid_attention::certify::Certificate;
 use lucid_attention::{Inputs, ScoreStage, reference};
 use proptest::prelude::*;
 
@@ -183,20 +183,27 @@ fn accuracy() {
     };
     let adversarial = |seed: u64| Case { values: turn(&VALUES[2..], seed as usize), ..Case::random(seed) };
     let families: [(&str, &dyn Fn(u64) -> Case); 2] = [("random", &random), ("adversarial", &adversarial)];
-    println!("| storage | multiply-adds | values | outputs | error / bound | error / statistical bound |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "| storage | multiply-adds | values | outputs | error / bound | / statistical bound | LSE / bound |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for types in &TYPES[..3] {
         for (name, case) in families {
-            let mut found = [Checked::default(), Checked::default()];
+            let mut found = [Certificate::default(), Certificate::default()];
             for seed in 0..1500 {
                 let checked = verify(Case { types: *types, ..case(seed) });
                 found.iter_mut().zip(&checked).for_each(|(found, checked)| found.merge(checked));
             }
             for (rounding, checked) in ["rounded twice", "fused"].into_iter().zip(found) {
-                let Checked { worst, worst_sqrt, elements, uncertified_rows, .. } = checked;
+                let Certificate { elements, uncertified_rows, .. } = checked;
+                let [worst, worst_sqrt, lse] =
+                    [checked.worst, checked.worst_statistical, checked.worst_lse].map(|found| found.ratio);
                 let independent = name == "random" && elements > 0;
                 let statistical = if independent { format!("{worst_sqrt:.2}") } else { "-".to_owned() };
-                println!("| {} | {rounding} | {name} | {elements} | {worst:.2} | {statistical} |", types[0]);
+                let storage = types[0];
+                println!(
+                    "| {storage} | {rounding} | {name} | {elements} | {worst:.2} | {statistical} | {lse:.2} |"
+                );
                 assert!(!independent || worst_sqrt <= 1.0, "{types:?}, {rounding}: {worst_sqrt} of B_sqrt");
                 assert!(name != "random" || uncertified_rows == 0, "{types:?}: rows that no bound holds for");
             }

@@ -44,10 +44,18 @@ fn names() {
 /// What is not given is as by default; what there is not is refused.
 #[test]
 fn options() {
-    assert_text(PlanOptions::default(), r#"{"level":null,"max_threads":null,"bf16_dot":false}"#);
     assert_text(
-        PlanOptions { level: Some(Level::Avx512), max_threads: Some(3), bf16_dot: true },
-        r#"{"level":"avx512","max_threads":3,"bf16_dot":true}"#,
+        PlanOptions::default(),
+        r#"{"level":null,"max_threads":null,"bf16_dot":false,"max_workspace_bytes":null}"#,
+    );
+    assert_text(
+        PlanOptions {
+            level: Some(Level::Avx512),
+            max_threads: Some(3),
+            bf16_dot: true,
+            max_workspace_bytes: Some(1 << 20),
+        },
+        r#"{"level":"avx512","max_threads":3,"bf16_dot":true,"max_workspace_bytes":1048576}"#,
     );
     let read = |text| serde_json::from_str::<PlanOptions>(text).expect(text);
     assert_eq!(read("{}"), PlanOptions::default());

@@ -117,6 +117,9 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
         let end = keys.end.min((at / split + 1) * split);
         reset(scratch);
         while at < end {
+            if call.is_stopped() {
+                return; // `grid` notes that the rows are not complete
+            }
             let tile_start = at / tile * tile;
             let tile_end = end.min(tile_start + tile);
             run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end, &core);

@@ -2,6 +2,7 @@
 
 use super::measure::Measures;
 use super::sequence::Sequences;
+use crate::cancel::CancelToken;
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
@@ -39,6 +40,8 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) sinks: Option<&'a [f32]>,
     /// Of a rate above 0.
     pub(crate) dropout: Option<Dropout>,
+    /// What stops it.
+    pub(crate) cancel: Option<&'a CancelToken>,
     /// What to sum up for metrics.
     pub(crate) measures: Option<Measures>,
     /// An estimate of the work from sizes and masks' intervals: multiply-adds, and bytes of keys and values.
@@ -88,6 +91,7 @@ impl<'a, T: Element> Call<'a, T> {
             sequences,
             sinks: inputs.sinks,
             dropout: inputs.dropout.filter(|dropout| dropout.rate > 0.0),
+            cancel: inputs.cancel,
             measures: None,
             work: [0.0; 2],
         };
@@ -96,6 +100,12 @@ impl<'a, T: Element> Call<'a, T> {
 }
 
 impl<T: Element> Call<'_, T> {
+    /// Whether nobody wants the answer any more.
+    #[inline(always)]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.cancel.is_some_and(CancelToken::is_stopped)
+    }
+
     /// See `work`.
     fn estimate(&self) -> [f64; 2] {
         let count = self.sequences.count();

@@ -13,6 +13,7 @@ use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::parallel::Begun;
 use crate::{parallel, tile};
 
 /// How a call is cut.
@@ -44,6 +45,11 @@ impl Grid {
         Self { units, rows, block_rows, blocks_per_unit, splits, workers: workers.min(tasks.max(1)) }
     }
 
+    /// The task that a unit's block is, late blocks first.
+    pub(crate) fn task(&self, unit: usize, index: usize) -> usize {
+        unit * self.blocks_per_unit + (self.blocks_per_unit - 1 - index)
+    }
+
     /// The block of a task; empty where a ragged batch has a shorter sequence.
     fn block<T: Element>(
         &self,
@@ -70,7 +76,7 @@ impl Grid {
     }
 }
 
-/// Runs a checked call, each worker on a scratch of its own; the workspace's partials have room for [`Grid::splits`] if
+/// Runs a checked call; returns which blocks were begun, if it was stopped not all. Each worker on a scratch of its own; the workspace's partials have room for [`Grid::splits`] if
 /// there is more than one.
 pub(crate) fn run<T: Element>(
     engine: Engine,
@@ -78,20 +84,25 @@ pub(crate) fn run<T: Element>(
     grid: &Grid,
     targets: &Targets<'_>,
     workspace: WorkspaceParts<'_>,
-) {
+) -> Begun {
     let WorkspaceParts { workers: scratches, partials } = workspace;
     if grid.splits > 1
         && let Some(partials) =
             Partials::new(partials, [grid.units, grid.splits, grid.block_rows], scratches[0].acc_stride)
     {
-        run_splits(engine, call, grid, targets, scratches, &partials);
-        return;
+        return run_splits(engine, call, grid, targets, scratches, &partials);
     }
     let per_unit = grid.blocks_per_unit;
-    parallel::for_each_task(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
+    parallel::for_each_task_until(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
         let block = grid.block(call, task / per_unit, per_unit - 1 - task % per_unit, None);
-        engine.dispatch(BlockKernel { call, block: &block, scratch, end: End::Finish(targets) });
-    });
+        engine.dispatch(BlockKernel {
+            call,
+            block: &block,
+            scratch: &mut *scratch,
+            end: End::Finish(targets),
+        });
+        scratch.note_stop(call.is_stopped(), task)
+    })
 }
 
 fn run_splits<T: Element>(
@@ -101,18 +112,22 @@ fn run_splits<T: Element>(
     targets: &Targets<'_>,
     scratches: &mut [Scratch],
     partials: &Partials<'_>,
-) {
-    parallel::for_each_task(grid.units * grid.splits, scratches, &|task, scratch: &mut Scratch| {
+) -> Begun {
+    parallel::for_each_task_until(grid.units * grid.splits, scratches, &|task, scratch: &mut Scratch| {
         let (unit, split) = (task / grid.splits, task % grid.splits);
         let block = grid.block(call, unit, 0, Some(split));
         engine.dispatch(BlockKernel {
             call,
             block: &block,
-            scratch,
+            scratch: &mut *scratch,
             end: End::Keep { partials, unit, split },
         });
+        !call.is_stopped()
     });
     for unit in 0..grid.units {
+        if call.is_stopped() {
+            return Begun::first(unit);
+        }
         let block = grid.block(call, unit, 0, None);
         let splits = grid.splits;
         engine.dispatch(MergeKernel {
@@ -125,6 +140,7 @@ fn run_splits<T: Element>(
             splits,
         });
     }
+    Begun::first(grid.units)
 }
 
 /// Merges the splits of a unit and finishes its rows.

@@ -28,6 +28,7 @@
 //! | `finish.rs` | sinks, division, stores, LSE |
 //! | `measure.rs` | sums for metrics, beside those above |
 //! | `scores.rs` | scores and probabilities on request |
+//! | `progress.rs` | which rows are complete when a call is stopped |
 //! | `workspace.rs` | scratch |
 
 pub(crate) mod bf16_dot;
@@ -42,6 +43,7 @@ pub(crate) mod grid;
 pub(crate) mod measure;
 #[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;
+pub(crate) mod progress;
 #[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod scores;
 pub(crate) mod sequence;

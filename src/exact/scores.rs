@@ -120,6 +120,9 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
         }
         let mut details = [Details::EMPTY; MAX_ROWS];
         for tile in tiles(call, &keys) {
+            if call.is_stopped() {
+                return;
+            }
             score_tile::<I, E, T>(isa, &source, scratch, &tile);
             let columns = 0..tile.len().next_multiple_of(16);
             let rows = scratch.rows.iter().zip(scratch.scores.chunks_mut(TILE));
@@ -185,6 +188,9 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
     keys: &Range<usize>,
 ) {
     for tile in tiles(call, keys) {
+        if call.is_stopped() {
+            return;
+        }
         score_tile::<I, E, T>(isa, source, scratch, &tile);
         if tile.start.is_multiple_of(call.order.split) {
             for row in &mut scratch.rows {

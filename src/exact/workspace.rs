@@ -30,6 +30,8 @@ pub(crate) struct Scratch {
     pub(crate) sums: Vec<RowSums>,
     /// Elements between output rows.
     pub(crate) acc_stride: usize,
+    /// The task in which the worker saw that the call is stopped.
+    pub(crate) stopped_in: Option<usize>,
 }
 
 /// Operands as a tier lays them out.
@@ -157,6 +159,7 @@ impl Scratch {
             rows,
             sums,
             acc_stride: sizes.acc_stride,
+            stopped_in: None,
         })
     }
 
@@ -165,6 +168,14 @@ impl Scratch {
         self.operands.packed = None;
         self.operands.v_stride = sizes.acc_stride;
         self.acc_stride = sizes.acc_stride;
+        self.stopped_in = None;
+    }
+
+    /// Whether the worker goes on after a task: it does not if the call is stopped, in which case the task counts for
+    /// nothing.
+    pub(crate) fn note_stop(&mut self, stopped: bool, task: usize) -> bool {
+        self.stopped_in = stopped.then_some(task);
+        !stopped
     }
 
     pub(crate) fn bytes(&self) -> usize {

@@ -32,16 +32,21 @@ impl ModuleWeights {
             for (i, weight) in (0..).zip(&mut weight) {
                 *weight = (2.0 * uniform(seed, i) - 1.0) * limit;
             }
-            let bias = config.use_bias.then(|| vec![0.0; outputs]);
+            let bias = config.use_bias.then(|| zeros(operand, &[outputs])).transpose()?;
             Ok(DenseWeights { weight, bias, outputs, inputs })
         };
-        let norm = || NormWeights { gamma: vec![1.0; columns.output], beta: vec![0.0; columns.output] };
+        let norm = || {
+            let numbers = || zeros("layer norm", &[columns.output]);
+            let (mut gamma, beta) = (numbers()?, numbers()?);
+            gamma.fill(1.0);
+            Ok(NormWeights { gamma, beta })
+        };
         let weights = Self {
             query: dense(0, "query weight", columns.query, dims.query)?,
             key: dense(1, "key weight", columns.key, dims.key)?,
             value: dense(2, "value weight", columns.value, dims.value)?,
             output: dense(3, "output weight", columns.output, columns.context)?,
-            layer_norm: config.use_layer_norm.then(norm),
+            layer_norm: config.use_layer_norm.then(norm).transpose()?,
         };
         weights.check(config)?;
         Ok(weights)

@@ -3,7 +3,6 @@
 #![allow(unreachable_pub, reason = "a module of every test crate, an API of none")]
 #![allow(missing_docs, reason = "names say what fields are")]
 
-pub mod bound;
 pub mod cases;
 pub mod guard;
 pub mod model;

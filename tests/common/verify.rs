@@ -1,11 +1,11 @@
 //! The whole check of a case, for tests and fuzzing: every level against the model bit for bit, the model against the
 //! certified bound.
 
-use super::bound::{self, Bound, Checked};
 use super::cases::*;
 use super::guard::announce;
 use super::model::Model;
 use crate::with_types;
+use lucid_attention::certify::{self, Bound, Certificate};
 use lucid_attention::{Element, Inputs, Level, ScoreStage, View};
 
 /// Every stage of scores, in order.
@@ -19,17 +19,17 @@ pub fn turn<T: Copy>(list: &[T], index: usize) -> T {
 
 /// Holds every level against the model, and the model against the bound. Returns how it stands to the bound, without and
 /// with fused multiply-add.
-pub fn verify(case: Case) -> [Checked; 2] {
+pub fn verify(case: Case) -> [Certificate; 2] {
     let case = case.possible();
     let _announced = announce(&case);
     with_types!(case.types, Q, T => verify_as::<Q, T>(&case))
 }
 
-fn verify_as<Q: Element, T: Element>(case: &Case) -> [Checked; 2] {
+fn verify_as<Q: Element, T: Element>(case: &Case) -> [Certificate; 2] {
     let at_end = case.operands::<Q, T>(Place::AtEnd);
     let at_start = case.operands::<Q, T>(Place::AtStart);
     let stage = turn(&STAGES, case.seed as usize);
-    let mut checked = [Checked::default(), Checked::default()];
+    let mut checked = [Certificate::default(), Certificate::default()];
     // The answer with and without fused multiply-add.
     let mut answers: [Option<(Model, Vec<Q>)>; 2] = [None, None];
     for level in levels() {
@@ -57,11 +57,12 @@ fn check_bound<Q: Element, T: Element>(
     out: &[Q],
     lse: &[f32],
     level: Level,
-) -> Checked {
+) -> Certificate {
     let view = View::new(out, inputs.output_shape()).expect("a contiguous output");
-    let params = Bound { fused: level.is_fused(), ..Bound::default() };
-    match bound::check(inputs, &view, Some(lse), &params) {
-        Ok(checked) => checked,
-        Err(error) => panic!("fused {}: {error}", level.is_fused()),
+    let certificate =
+        certify::check(inputs, &view, Some(lse), &Bound::exact(level)).expect("operands that fit");
+    if let Err(violation) = certificate.verdict() {
+        panic!("fused {}: {violation}", level.is_fused());
     }
+    certificate
 }

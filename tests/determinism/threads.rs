@@ -27,6 +27,26 @@ fn any_number_of_threads() {
     }
 }
 
+/// 250 times over, on 1 to 8 threads: whoever comes first must not show.
+#[test]
+fn many_times() {
+    let cases = [large_cases()[0], large_cases()[6]];
+    for case in cases {
+        let _announced = announce(&case);
+        let operands = case.operands::<f32, f32>(Place::Heap);
+        let level = lucid_attention::Level::detect().expect("a level");
+        let alone = everything(&operands.inputs(), level, 1);
+        for threads in 1..=8 {
+            pool(threads).install(|| {
+                for repeat in 0..250 {
+                    let got = everything(&operands.inputs(), level, threads);
+                    assert_equal(&got, &alone, &format!("{level}, {threads} threads, repeat {repeat}"));
+                }
+            });
+        }
+    }
+}
+
 /// The cases above do what they are there for: work side by side, over blocks and over splits of keys.
 #[test]
 fn the_cases_are_large_enough() {

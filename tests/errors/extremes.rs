@@ -112,7 +112,8 @@ fn small_stacks() {
 }
 
 fn planned(level: Level, bf16_dot: bool, call: &Inputs<'_, f32, f32>) {
-    let options = PlanOptions { level: Some(level), bf16_dot, max_threads: Some(2) };
+    let options =
+        PlanOptions { level: Some(level), bf16_dot, max_threads: Some(2), ..PlanOptions::default() };
     let plan = Plan::with_options(&Problem::of(call), &options).unwrap();
     let [batch, heads, q_len, dim] = call.output_shape();
     let rows = batch * heads * q_len;

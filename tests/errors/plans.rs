@@ -26,7 +26,7 @@ fn plans() {
     let no_threads = PlanOptions { max_threads: Some(0), ..PlanOptions::default() };
     assert_error(with(no_threads), &at_least("max_threads"));
     assert_error(with(PlanOptions { max_threads: Some(MAX), ..no_threads }), &overflow("workspace"));
-    let portable = PlanOptions { level: Some(Level::Portable), bf16_dot: true, max_threads: None };
+    let portable = PlanOptions { level: Some(Level::Portable), bf16_dot: true, ..PlanOptions::default() };
     assert_error(with(portable), &Bf16DotUnavailable { level: "portable" });
 }
 
@@ -86,4 +86,20 @@ fn memory_that_is_not_there() {
         attention(&Inputs::new(repeat([MAX, 1, 2, 1]), repeat([MAX, 1, 1, 1]), repeat([MAX, 1, 1, 1]))),
         &SizeOverflow { operand: "out" },
     );
+}
+
+/// A plan says what it needs, and is refused where that is more than it may have.
+#[test]
+fn memory_has_a_limit() {
+    let problem = Problem::new(4, 64, 100, 5000);
+    let with = |limit, threads| {
+        let options =
+            PlanOptions { max_workspace_bytes: limit, max_threads: Some(threads), ..PlanOptions::default() };
+        Plan::with_options(&problem, &options)
+    };
+    let needs = with(None, 2).unwrap().workspace_bytes();
+    assert!(with(Some(needs), 2).is_ok(), "as much as it needs");
+    let too_large = TooLarge { operand: "workspace", axis: "bytes", limit: needs - 1, got: needs };
+    assert_error(with(Some(needs - 1), 2), &too_large);
+    assert!(with(Some(needs - 1), 1).is_ok(), "one thread needs less");
 }

@@ -4,6 +4,7 @@ use crate::common::cases::*;
 use crate::common::guard::announce;
 use crate::{SEEDS, cases, for_normal_cases, normal, with_types};
 use lucid_attention::DType::F32;
+use lucid_attention::certify::{self, Bound};
 use lucid_attention::{Element, View, ViewMut, merge};
 
 /// A copy with other values.
@@ -170,6 +171,23 @@ fn scaling() {
         let sum = mapped(&operands.v, |index, x| x + other.at(index));
         let parts: Vec<f32> = before.iter().zip(of(&other)).map(|(a, b)| a + b).collect();
         assert_close(&of(&sum), &parts, 1e-5, &format!("{level}: a sum of values"));
+    });
+}
+
+/// I14: the order of dimensions does not matter but for roundings: the bound of one order holds for any.
+#[test]
+fn permuted_dimensions() {
+    for_normal_cases(|level, case, operands| {
+        let last = case.head_dim - 1;
+        let permuted = |[b, h, t, d]: [usize; 4]| [b, h, t, if d % 2 == 0 { last - d / 2 } else { d / 2 }];
+        let q = mapped(&operands.q, |index, _| operands.q.at(permuted(index)));
+        let k = mapped(&operands.k, |index, _| operands.k.at(permuted(index)));
+        let inputs = operands.inputs_with(q.view(), k.view(), operands.v.view());
+        let got = run(&inputs, &Ask::all(level));
+        let out = View::new(&got.out, inputs.output_shape()).expect("contiguous");
+        let certificate = certify::check(&operands.inputs(), &out, Some(&got.lse), &Bound::exact(level));
+        let verdict = certificate.expect("operands that fit").verdict();
+        verdict.unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
     });
 }
 

@@ -2,6 +2,27 @@
 //!
 //! The exact ones hold bit for bit, the others within roundings. Where the law is about ways of making the same call, it
 //! is in `tests/determinism`.
+//!
+//! | law | where |
+//! |---|---|
+//! | I1 rows sum to one, unit vectors recover probabilities | `algebra`, `tests/exact.rs` |
+//! | I2 shifts of a row's logits cancel | `algebra` |
+//! | I3 no key left: +0 and -inf | `limits` |
+//! | I4 removed keys never show | `poison`, fuzz target `masks` |
+//! | I5 NaN stays where it is attended | `poison` |
+//! | I6 later keys never show; a decode loop is a prefill | `poison`, `determinism/pieces` |
+//! | I8 parts merge to the whole | `algebra`, fuzz target `merge` |
+//! | I9 threads, pools, batches, pieces, repeats | `determinism/threads`, `determinism/pieces` |
+//! | I10 grouped heads are repeated heads | `determinism/layouts` |
+//! | I11 permutations of keys, queries, heads, batches | `algebra` |
+//! | I12 each key twice adds ln 2 | `algebra` |
+//! | I13 values scale and add | `algebra` |
+//! | I14 scale moves between queries and the factor; dimensions permute | `algebra` |
+//! | I15 outputs lie in the hull of their values | `algebra` |
+//! | I16 storage rounds once | `algebra` |
+//! | I17 panels: appended, built at once, rows | `determinism/pieces`, fuzz target `decode` |
+//! | I18 layouts, offsets, what memory held before | `determinism/layouts`, `workspaces` |
+//! | I19 options at their limits are no options | `options` |
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -12,7 +12,8 @@ const LARGE: Problem =
     Problem { q_heads: 4, kv_heads: 2, head_dim: 37, v_dim: 50, max_q_len: 40, max_kv_len: 3000 };
 
 fn plan(level: Level, bf16_dot: bool, problem: &Problem) -> Plan {
-    let options = PlanOptions { level: Some(level), max_threads: Some(2), bf16_dot };
+    let options =
+        PlanOptions { level: Some(level), max_threads: Some(2), bf16_dot, ..PlanOptions::default() };
     Plan::with_options(problem, &options).expect("a plan")
 }
 

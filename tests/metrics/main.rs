@@ -33,7 +33,8 @@ fn measure<Q: Element, T: Element>(
     threads: usize,
     options: MetricsOptions,
 ) -> Measured<Q> {
-    let plan_options = PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot };
+    let plan_options =
+        PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot, ..PlanOptions::default() };
     let plan = Plan::with_options(&Problem::of(inputs), &plan_options).expect("a plan");
     let shape @ [batch, q_heads, q_len, _] = inputs.output_shape();
     let rows = batch * q_heads * q_len;

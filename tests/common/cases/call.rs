@@ -5,7 +5,7 @@ use super::{Memory, Operand, Place, Storage, for_each_index};
 use lucid_attention::{Element, Inputs, Level, Outputs, Plan, PlanOptions, Problem, ScoreStage, Scores};
 
 /// What everything that a call writes to starts as: a NaN that no computation gives.
-const CANARY: f32 = f32::from_bits(0x7fd5_a000);
+pub const CANARY: f32 = f32::from_bits(0x7fd5_a000);
 
 /// How a call is made, and what is asked for besides the output.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,8 @@ pub struct Results<Q> {
 /// Makes a call. What lies between the elements it writes must be as it was afterwards.
 pub fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, ask: &Ask<'_>) -> Results<Q> {
     let &Ask { level, threads, bf16_dot, .. } = ask;
-    let options = PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot };
+    let options =
+        PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot, ..PlanOptions::default() };
     let plan = Plan::with_options(&Problem::of(inputs), &options).expect("a plan");
     let mut workspace = plan.workspace().expect("memory");
     let shape = inputs.output_shape();

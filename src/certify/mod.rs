@@ -1,5 +1,46 @@
 //! A certified bound on the error of every output element, and the check that holds results against it.
 //!
+//! [`check`] computes, next to the [`reference`](mod@reference) in `f64`, how far each element of an output may be from the
+//! exact one given nothing but the inputs and the order of operations, and says how close to that limit the worst one
+//! comes. A ratio above 1 is a bug: in the kernels, in the machine, or in the derivation below. The bound is per element
+//! and per call. It is not a tolerance: where logits are large it grows with them, as errors do; where values
+//! cancel it does not shrink with the output, as errors do not.
+//!
+//! ```
+//! use lucid_attention::certify::{self, Bound};
+//! use lucid_attention::{Inputs, Outputs, Plan, Problem, View, ViewMut};
+//!
+//! let (q, k, v) = ([0.5f32; 2 * 4], [0.25f32; 3 * 4], [1.0f32, 2.0, 4.0]);
+//! let inputs = Inputs::new(
+//!     View::new(&q, [1, 1, 2, 4])?,
+//!     View::new(&k, [1, 1, 3, 4])?,
+//!     View::new(&v, [1, 1, 3, 1])?,
+//! );
+//! let plan = Plan::new(&Problem::of(&inputs))?;
+//! let (mut out, mut lse) = ([0.0f32; 2], [0.0f32; 2]);
+//! let shape = inputs.output_shape();
+//! let outputs = Outputs::new(ViewMut::new(&mut out, shape)?).lse(&mut lse);
+//! plan.run(&inputs, outputs, &mut plan.workspace()?)?;
+//!
+//! let certificate = certify::check(&inputs, &View::new(&out, shape)?, Some(&lse), &Bound::of(&plan))?;
+//! assert!(certificate.holds() && certificate.worst.ratio <= 1.0);
+//!
+//! out[1] += 1e-3; // a wrong number is found, and named
+//! let certificate = certify::check(&inputs, &View::new(&out, shape)?, Some(&lse), &Bound::of(&plan))?;
+//! assert_eq!(certificate.worst.element, [0, 0, 1, 0]);
+//! assert!(certificate.violation.is_some());
+//! # Ok::<(), lucid_attention::AttentionError>(())
+//! ```
+//!
+//! # Assumptions
+//!
+//! - The result was computed by this crate's order of operations, version 1 (or the bf16 tier's), with the same inputs.
+//! - Rounding is to nearest even and subnormals are kept (but in the bf16 tier), as in every thread's default
+//!   floating-point environment.
+//! - `exp2` is off by at most 1.5 ULP, `tanh` by 4, the logarithm by 2: their maxima over all 2^32 inputs are 0.93, 1.11
+//!   and 0.51 (`tests/exhaustive_math.rs`, and the tests of [`math`](crate::math)).
+//! - The reference's own error, some 2^-53 for each term of a sum, is taken for nothing beside u = 2^-24.
+//!
 //! # The bound
 //!
 //! It follows the order of operations, version 1, term by term. One query row; sums over `j` run over the keys left;
@@ -76,6 +117,9 @@
 //! B_d  = E3_d + u_out (|o_d| + E3_d) + tiny_out                                store to f16 or bf16
 //! ```
 //!
+//! **Dropout** multiplies the weights of the numerator by d_j, 0 or RN(1 / (1 - rate)): with d_j v_j in place of v_j all
+//! of the above holds, and the roundings of d_j and of the product make h_N two more.
+//!
 //! In the **bf16 dot-product tier** (its order is in `src/exact/bf16_dot.rs`; the inputs are the rounded ones) c^ multiplies
 //! the chain instead of q, with as many roundings; a chain takes two roundings per pair, so one more where their number
 //! is odd (as without FMA); steps flush what is below 2^-126 (`step_flush` in place of 2^-150); and each weight in the
@@ -96,11 +140,22 @@
 //! Where sum_j |v_jd| exceeds f32, the unnormalised sum may overflow, and a non-finite output is accepted. Where a
 //! weight may underflow, inf times it may be inf or NaN.
 
+mod certificate;
 mod logits;
 mod row;
 mod weights;
 
-use lucid_attention::{Element, Inputs, View, reference};
+pub use certificate::{Certificate, Finding, Violation};
+
+use crate::element::Element;
+use crate::error::{AttentionError, check_size};
+use crate::exact::call::Order;
+use crate::inputs::{Inputs, Keys};
+use crate::isa::Level;
+use crate::plan::Plan;
+use crate::reference;
+use crate::view::View;
+use half::bf16;
 use row::{Checker, Scratch, Store};
 
 const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -113,110 +168,141 @@ const NORMAL: f64 = f32::MIN_POSITIVE as f64;
 /// Magnitudes below it cannot overflow.
 const SAFE: f64 = f32::MAX as f64 / 2.0;
 
-/// What the bound depends on besides the inputs.
-#[derive(Clone, Copy, Debug)]
-pub struct Bound {
-    /// The most ULPs by which `exp2` is off.
-    pub exp2_ulp: f64,
-    /// The same for `tanh`.
-    pub tanh_ulp: f64,
-    /// The same for the logarithm in the LSE.
-    pub log_ulp: f64,
-    /// Whether a multiply-add rounds once.
-    pub fused: bool,
-    /// Keys in a tile of the order of operations.
-    pub tile: usize,
-    /// Keys in a split.
-    pub split: usize,
-    /// The rounding of weights before they meet values; 0 in the exact tier.
-    pub weight_unit: f64,
-    /// By how much a step of a sum may be off when it is subnormal.
-    pub step_flush: f64,
-}
+/// The most ULPs by which `exp2` is off.
+const EXP2_ULP: f64 = 1.5;
+/// The same for `tanh`.
+const TANH_ULP: f64 = 4.0;
+/// The same for the logarithm in the LSE.
+const LOG_ULP: f64 = 2.0;
 
-impl Default for Bound {
-    fn default() -> Self {
-        Self {
-            exp2_ulp: 1.5,
-            tanh_ulp: 4.0,
-            log_ulp: 2.0,
-            fused: true,
-            tile: 256,
-            split: 1024,
-            weight_unit: 0.0,
-            step_flush: TINY,
-        }
-    }
+/// What the bound depends on besides the inputs: how sums are rounded, and how keys are cut.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Whether a multiply-add rounds once.
+    fused: bool,
+    order: Order,
+    /// Whether operands are rounded to bf16 before anything else.
+    bf16_dot: bool,
+    /// The rounding of weights before they meet values; 0 in the exact tier.
+    weight_unit: f64,
+    /// By how much a step of a sum may be off when it is subnormal.
+    step_flush: f64,
 }
 
 impl Bound {
+    /// The bound of a plan's results.
+    pub fn of(plan: &Plan) -> Self {
+        let bound = if plan.bf16_dot() { Self::bf16_dot() } else { Self::exact(plan.level()) };
+        Self { order: plan.order, ..bound }
+    }
+
+    /// That of the exact tier at a level.
+    pub fn exact(level: Level) -> Self {
+        let fused = level.is_fused();
+        Self { fused, order: Order::VERSION_1, bf16_dot: false, weight_unit: 0.0, step_flush: TINY }
+    }
+
+    /// That of the bf16 dot-product tier ([`PlanOptions::bf16_dot`](crate::PlanOptions::bf16_dot)), against attention of the
+    /// rounded operands.
+    pub fn bf16_dot() -> Self {
+        Self {
+            // A pair is two roundings: an odd dimension or key takes part in one rounding more.
+            fused: false,
+            order: Order::VERSION_1,
+            bf16_dot: true,
+            weight_unit: 2f64.powi(-8),
+            step_flush: NORMAL,
+        }
+    }
+
     /// The relative error of a weight that is a product of one exponential and `factors` more.
     fn factor_error(&self, factors: f64) -> f64 {
-        (1.0 + factors) * 2.0 * self.exp2_ulp * U * (1.0 + 1e-6)
-    }
-}
-
-/// What [`check`] found in results that hold.
-#[derive(Clone, Debug, Default)]
-pub struct Checked {
-    /// The largest error over its bound, of all certified elements.
-    pub worst: f64,
-    /// The largest error over `B_sqrt`.
-    pub worst_sqrt: f64,
-    /// Output elements looked at.
-    pub elements: usize,
-    /// Rows whose logits are too large for f32 to tell the weights: only finite and inside the hull of V.
-    pub uncertified_rows: usize,
-}
-
-impl Checked {
-    /// Takes in what another check found.
-    pub fn merge(&mut self, other: &Checked) {
-        self.worst = self.worst.max(other.worst);
-        self.worst_sqrt = self.worst_sqrt.max(other.worst_sqrt);
-        self.elements += other.elements;
-        self.uncertified_rows += other.uncertified_rows;
+        (1.0 + factors) * 2.0 * EXP2_ULP * U * (1.0 + 1e-6)
     }
 }
 
 /// Holds an output, and an LSE if given, against the reference and the bound of the [module](self).
 ///
-/// An error names the first element that is wrong. Rows without keys have to be exactly +0 with an LSE of -inf.
+/// | operand | shape |
+/// |---|---|
+/// | `out` | `[batch, q_heads, q_len, v_dim]`, any strides |
+/// | `lse` | `[batch, q_heads, q_len]`, contiguous |
+///
+/// Rows without keys have to be exactly +0 with an LSE of -inf, rows with a logit that is no number NaN. It takes some hundred
+/// times as long as the kernels, in `f64` on one thread, and memory for the operands in `f64`.
+///
+/// # Errors
+/// Operands that do not fit one another, or memory that cannot be had. Wrong numbers are no error: the certificate says so
+/// ([`Certificate::holds`]).
 pub fn check<Q: Element, T: Element>(
     inputs: &Inputs<'_, Q, T>,
     out: &View<'_, Q>,
     lse: Option<&[f32]>,
-    params: &Bound,
-) -> Result<Checked, String> {
-    let shape = inputs.output_shape();
-    let rows = shape[0] * shape[1] * shape[2];
-    if out.shape() != shape || lse.is_some_and(|lse| lse.len() != rows) {
-        return Err(format!(
-            "shape: out {:?}, lse {:?}, expected {shape:?}",
-            out.shape(),
-            lse.map(<[f32]>::len)
-        ));
+    bound: &Bound,
+) -> Result<Certificate, AttentionError> {
+    if !bound.bf16_dot {
+        return check_against(inputs, out, lse, bound);
     }
-    let answer = reference::attention(inputs).map_err(|error| error.to_string())?;
+    // The tier's errors are those over rounded operands.
+    let (q_shape, k_shape, v_shape) = (inputs.q.shape(), inputs.k.shape(), inputs.v.shape());
+    let q = rounded(q_shape, |index| inputs.q.get(index).map(|x| x.to_f32()))?;
+    let k = rounded(k_shape, |index| match inputs.k {
+        Keys::Rows(view) => view.get(index).map(|x| x.to_f32()),
+        Keys::Panels(panels) => panels.get(index).map(|x| x.to_f32()),
+    })?;
+    let v = rounded(v_shape, |index| inputs.v.get(index).map(|x| x.to_f32()))?;
+    let (q, k, v) = (View::new(&q, q_shape)?, View::new(&k, k_shape)?, View::new(&v, v_shape)?);
+    let Inputs { mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel, .. } = *inputs;
+    let k = Keys::Rows(k);
+    let inputs =
+        Inputs { q, k, v, mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel };
+    check_against(&inputs, out, lse, bound)
+}
+
+/// [`check`] with the operands as they are.
+fn check_against<A: Element, T: Element, Q: Element>(
+    inputs: &Inputs<'_, A, T>,
+    out: &View<'_, Q>,
+    lse: Option<&[f32]>,
+    bound: &Bound,
+) -> Result<Certificate, AttentionError> {
+    let shape = inputs.output_shape();
+    out.check_shape("out", shape)?;
+    let answer = reference::attention(inputs)?;
+    let rows = answer.lse.len();
+    check_size("lse", "elements", rows, lse.map_or(rows, <[f32]>::len))?;
     let mut checker = Checker {
-        params,
+        bound,
         answer: &answer,
         shape,
         store: Store::of(Q::DTYPE),
+        dropout: inputs.dropout.is_some_and(|dropout| dropout.rate > 0.0),
         scratch: Scratch::default(),
-        checked: Checked::default(),
+        certificate: Certificate::default(),
     };
-    let mut verdict = Ok(());
     reference::for_each_row(inputs, |row| {
-        if verdict.is_ok() {
-            let [b, h, i] = row.index;
-            let got = |d: usize| out.get([b, h, i, d]).map_or(f32::NAN, |x| x.to_f32());
-            let lse = lse.map(|lse| lse[(b * shape[1] + h) * shape[2] + i]);
-            verdict = checker.row(row, got, lse);
-        }
-    })
-    .map_err(|error| error.to_string())?;
-    verdict.map(|()| checker.checked)
+        let [b, h, i] = row.index;
+        let got = |d: usize| out.get([b, h, i, d]).map_or(f32::NAN, |x| x.to_f32());
+        checker.row(row, got, lse.map(|lse| lse[(b * shape[1] + h) * shape[2] + i]));
+    })?;
+    Ok(checker.certificate)
+}
+
+/// An operand as the bf16 tier sees it, contiguous: to nearest even, subnormals to zero.
+fn rounded(shape: [usize; 4], get: impl Fn([usize; 4]) -> Option<f32>) -> Result<Vec<bf16>, AttentionError> {
+    let overflow = AttentionError::SizeOverflow { operand: "operand" };
+    let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n)).ok_or(overflow)?;
+    let mut values = Vec::new();
+    let bytes = count.saturating_mul(size_of::<bf16>());
+    let out_of_memory = |_| AttentionError::OutOfMemory { what: "operand", bytes };
+    values.try_reserve_exact(count).map_err(out_of_memory)?;
+    let [_, heads, tokens, dim] = shape;
+    values.extend((0..count).map(|at| {
+        let index = [at / dim / tokens / heads, at / dim / tokens % heads, at / dim % tokens, at % dim];
+        let x = get(index).unwrap_or(f32::NAN);
+        bf16::from_f32(if x.is_subnormal() { 0f32.copysign(x) } else { x })
+    }));
+    Ok(values)
 }
 
 /// A bound computed two ways: for every rounding at its worst, and for independent ones.

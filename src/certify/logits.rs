@@ -1,8 +1,8 @@
 //! Steps 1 to 4 of the derivation: exact logits and their errors.
 
 use super::row::{Checker, Scratch};
-use super::{Key, NORMAL, SAFE, TINY, U, gamma, roundings};
-use lucid_attention::reference::{Row, Score};
+use super::{Key, NORMAL, SAFE, TANH_ULP, TINY, U, gamma, roundings};
+use crate::reference::{Row, Score};
 use std::f64::consts::{LN_2, LOG2_E};
 
 /// What f32 makes of a row's logits.
@@ -45,13 +45,13 @@ impl Checker<'_> {
     /// Steps 1 to 4: exact logits and their errors, of the keys whose weight is not 0.
     pub(super) fn logits(&mut self, row: &Row<'_>) -> Fate {
         let Scratch { magnitude, keys, .. } = &mut self.scratch;
-        let params = self.params;
+        let bound = self.bound;
         let head_dim = row.q.len() as f64;
         let c = (row.scale * LOG2_E).abs();
-        let chain = roundings(head_dim, params.fused, 1.0);
+        let chain = roundings(head_dim, bound.fused, 1.0);
         let c_error = if c > 0.0 { 1.25 * U + TINY / c } else { 0.0 };
         let per_magnitude = chain.map(|n| (1.0 + c_error) * (1.0 + U) * (1.0 + gamma(n)) - 1.0);
-        let product = if params.fused { 0.0 } else { U };
+        let product = if bound.fused { 0.0 } else { U };
         let slope_error = 1.25 * U + product;
 
         let cap_safe = row.softcap.is_none_or(|cap| cap * LOG2_E < SAFE && LN_2 / cap < SAFE);
@@ -60,10 +60,10 @@ impl Checker<'_> {
         for (index, score) in row.scores.iter().enumerate().filter(|(_, score)| score.attended) {
             let (alibi, bias) = (score.alibi.abs() * LOG2_E, score.bias.abs() * LOG2_E);
             safe &= magnitude[index] + alibi + bias < SAFE;
-            let steps = 2.0 * (head_dim + 1.0) * params.step_flush * c.max(1.0);
+            let steps = 2.0 * (head_dim + 1.0) * bound.step_flush * c.max(1.0);
             let mut eps = per_magnitude.map(|e| magnitude[index] * e + steps);
             if let Some(cap) = row.softcap {
-                eps = eps.map(|eps| capped_error(score.raw, cap, eps, params.tanh_ulp));
+                eps = eps.map(|eps| capped_error(score.raw, cap, eps));
             }
             if row.slope != 0.0 {
                 let t = (score.capped - score.alibi).abs() * LOG2_E;
@@ -82,7 +82,7 @@ impl Checker<'_> {
         if safe {
             return Fate::Finite;
         }
-        let as_f32 = |key: &Key| logit_in_f32(row, &row.scores[key.index], key.index, params.fused);
+        let as_f32 = |key: &Key| logit_in_f32(row, &row.scores[key.index], key.index, bound.fused);
         if keys.iter().any(|key| as_f32(key).is_nan() || as_f32(key) == f32::INFINITY) {
             return Fate::Nan;
         }
@@ -100,14 +100,14 @@ impl Checker<'_> {
 }
 
 /// Step 2: the error of a capped logit in log2 units, from that of the raw one.
-fn capped_error(raw: f64, cap: f64, eps: f64, tanh_ulp: f64) -> f64 {
+fn capped_error(raw: f64, cap: f64, eps: f64) -> f64 {
     let (a, c, x) = (LN_2 / cap, cap * LOG2_E, (raw / cap).abs());
     let x = x.min(1e6);
     let dx = x * (2.25 * U + TINY / a) + a * eps + TINY;
     let tanh = x.tanh();
     let slope = 1.0 - (x - dx).max(0.0).tanh().powi(2);
     let moved = (dx * slope * (1.0 + 1e-6) + 1e-15 * dx.min(1.0)).min(2.0);
-    let function = 2.0 * tanh_ulp * U * (tanh + moved) + 2.0 * tanh_ulp * TINY;
+    let function = 2.0 * TANH_ULP * U * (tanh + moved) + 2.0 * TANH_ULP * TINY;
     c * (moved + function) * (1.0 + 1e-6) + c * (tanh + moved) * (2.25 * U + TINY / c) + TINY
 }
 

@@ -1,0 +1,141 @@
+//! A cache that is appended to, cut back and asked, against the rows that it should hold.
+
+use crate::common::cases::{Rng, assert_same, levels};
+use arbitrary::{Result, Unstructured};
+use half::{bf16, f16};
+use lucid_attention::certify::{self, Bound};
+use lucid_attention::{
+    Element, Inputs, KvCache, Level, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View, ViewMut,
+};
+
+pub fn decode(data: &[u8]) {
+    let input = &mut Unstructured::new(data);
+    // A session that ends early has done what there was to do.
+    let _ = match data.first().map_or(0, |byte| byte % 3) {
+        0 => session::<f32>(input),
+        1 => session::<f16>(input),
+        _ => session::<bf16>(input),
+    };
+}
+
+/// The cache, and what it should hold: `[batch * kv_heads][tokens][dim]`.
+struct Session<T: Element> {
+    batch: usize,
+    problem: Problem,
+    cache: KvCache<T>,
+    keys: Vec<Vec<T>>,
+    values: Vec<Vec<T>>,
+    numbers: Rng,
+}
+
+fn session<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
+    let seed = input.arbitrary::<u32>()?;
+    let (batch, kv_heads, group) =
+        (input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?);
+    let (head_dim, v_dim) = (input.int_in_range(1..=20)?, input.int_in_range(0..=20)?);
+    let max_kv_len = *input.choose(&[0, 1, 63, 64, 65, 130, 300, 1100])?;
+    let q_heads = kv_heads * group;
+    let problem = Problem { q_heads, kv_heads, head_dim, v_dim, max_q_len: 4, max_kv_len };
+    let mut session = Session {
+        batch,
+        problem,
+        cache: KvCache::<T>::new(batch, &problem).expect("small sizes"),
+        keys: vec![Vec::new(); batch * kv_heads],
+        values: vec![Vec::new(); batch * kv_heads],
+        numbers: Rng::new(seed.into()),
+    };
+    while !input.is_empty() {
+        match input.int_in_range(0..=3)? {
+            0 | 1 => session.append(*input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?, input.arbitrary()?),
+            2 => session.truncate(input.int_in_range(0..=1200)?),
+            _ => session.ask(input)?,
+        }
+    }
+    Ok(())
+}
+
+impl<T: Element> Session<T> {
+    /// Adds tokens, in rows with or without gaps, if there is room.
+    fn append(&mut self, tokens: usize, gaps: bool) {
+        let Problem { kv_heads, head_dim, v_dim, .. } = self.problem;
+        let gap = if gaps { 3 } else { 0 };
+        let rows = self.batch * kv_heads * tokens;
+        let drawn = |numbers: &mut Rng, dim: usize| -> Vec<T> {
+            let row = dim + gap;
+            let number =
+                |at: usize, numbers: &mut Rng| if at % row < dim { numbers.normal() } else { f32::NAN };
+            (0..rows * row).map(|at| T::from_f32(number(at, numbers))).collect()
+        };
+        let (keys, values) = (drawn(&mut self.numbers, head_dim), drawn(&mut self.numbers, v_dim));
+        let view = |data, dim| {
+            let (row, shape) = (dim + gap, [self.batch, kv_heads, tokens, dim]);
+            View::with_strides(data, shape, [kv_heads * tokens * row, tokens * row, row, 1])
+                .expect("sized to it")
+        };
+        let room = self.cache.capacity() - self.cache.len();
+        let added = self.cache.append(view(&keys, head_dim), view(&values, v_dim));
+        assert_eq!(added.is_ok(), tokens <= room, "{tokens} tokens, room for {room}: {added:?}");
+        if added.is_err() {
+            return;
+        }
+        for (all, new, dim) in [(&mut self.keys, &keys, head_dim), (&mut self.values, &values, v_dim)] {
+            let row = dim + gap;
+            for (head, all) in all.iter_mut().enumerate() {
+                let new = new.get(head * tokens * row..).unwrap_or(&[]);
+                (0..tokens).for_each(|t| all.extend_from_slice(&new[t * row..][..dim]));
+            }
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let before = self.cache.len();
+        self.cache.truncate(len);
+        assert_eq!(self.cache.len(), before.min(len), "truncated to {len}");
+        self.keys.iter_mut().for_each(|keys| keys.truncate(len * self.problem.head_dim));
+        self.values.iter_mut().for_each(|values| values.truncate(len * self.problem.v_dim));
+    }
+
+    /// Asks both, at every level, and one of the answers for its certificate.
+    fn ask(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+        let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
+        let (q_len, kv_len) = (input.int_in_range(1..=4)?, self.cache.len());
+        let mask = match input.int_in_range(0..=2)? {
+            0 => Mask::NONE,
+            1 => Mask::causal(),
+            _ => Mask::causal().window(Some(input.int_in_range(0..=70)?), None),
+        };
+        let threads = input.int_in_range(1..=2)?;
+        let q: Vec<f32> =
+            (0..self.batch * q_heads * q_len * head_dim).map(|_| self.numbers.normal()).collect();
+        let q = View::new(&q, [self.batch, q_heads, q_len, head_dim]).expect("sized to it");
+        let (keys, values) = (self.keys.concat(), self.values.concat());
+        let rows = |data, dim| View::new(data, [self.batch, kv_heads, kv_len, dim]).expect("sized to it");
+        let from_cache = self.cache.inputs(q).mask(mask).q_start(QueryStart::BottomRight);
+        let from_rows = Inputs::new(q, rows(&keys, head_dim), rows(&values, v_dim));
+        let from_rows = from_rows.mask(mask).q_start(QueryStart::BottomRight);
+        for level in levels() {
+            let bound = Bound::exact(level);
+            let (got, got_lse) = self.call(&from_cache, level, threads);
+            let (expected, expected_lse) = self.call(&from_rows, level, 1);
+            assert_same(&got, &expected, &format!("{level}: from the cache and from rows"));
+            assert_same(&got_lse, &expected_lse, &format!("{level}: LSE from the cache and from rows"));
+            let out = View::new(&got, from_cache.output_shape()).expect("sized to it");
+            let certificate = certify::check(&from_cache, &out, Some(&got_lse), &bound).expect("they fit");
+            certificate.verdict().unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
+        }
+        Ok(())
+    }
+
+    fn call(&self, inputs: &Inputs<'_, f32, T>, level: Level, threads: usize) -> (Vec<f32>, Vec<f32>) {
+        let options =
+            PlanOptions { level: Some(level), max_threads: Some(threads), ..PlanOptions::default() };
+        let problem = Problem { max_kv_len: self.cache.capacity(), ..self.problem };
+        let plan = Plan::with_options(&problem, &options).expect("small sizes");
+        let shape = inputs.output_shape();
+        let mut out = vec![f32::NAN; shape.iter().product()];
+        let mut lse = vec![f32::NAN; shape[..3].iter().product()];
+        let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("sized to it")).lse(&mut lse);
+        plan.run(inputs, outputs, &mut plan.workspace().expect("memory")).expect("they fit");
+        (out, lse)
+    }
+}

@@ -1,0 +1,39 @@
+//! Exact attention on arbitrary shapes, masks, layouts, storage types and values: on every level the bits of the scalar
+//! model, within the certified bound of the f64 reference, operands flush against inaccessible pages.
+
+use crate::common::cases::{Case, RATIOS, Rules, STORAGES, TYPES, VALUES};
+use crate::common::verify::verify;
+use arbitrary::{Arbitrary, Result, Unstructured};
+
+/// Few bytes, large cases: shapes and options come from the input, data from its seed.
+fn case(input: &mut Unstructured<'_>) -> Result<Case> {
+    let mut case = Case {
+        seed: u64::arbitrary(input)?,
+        types: *input.choose(&TYPES)?,
+        batch: input.int_in_range(0..=2)?,
+        heads: *input.choose(&RATIOS[..4])?,
+        q_len: input.int_in_range(0..=40)?,
+        kv_len: input.int_in_range(0..=1100)?,
+        head_dim: input.int_in_range(1..=80)?,
+        v_dim: input.int_in_range(0..=80)?,
+        storage: *input.choose(&STORAGES)?,
+        values: *input.choose(&VALUES)?,
+        rules: Rules::NONE,
+    };
+    for _ in 0..input.int_in_range(0..=5)? {
+        input.choose(&Rules::OPTIONS)?(&mut case.rules);
+    }
+    while case.work() > 100_000 && case.q_len > 1 {
+        case.q_len /= 2;
+    }
+    while case.work() > 100_000 && case.kv_len > 1 {
+        case.kv_len /= 2;
+    }
+    Ok(case)
+}
+
+pub fn exact(data: &[u8]) {
+    if let Ok(case) = case(&mut Unstructured::new(data)) {
+        verify(case);
+    }
+}

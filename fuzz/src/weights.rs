@@ -1,0 +1,108 @@
+//! Files of weights: any bytes, and whole files with a few bytes changed.
+
+use arbitrary::{Result, Unstructured};
+use lucid_attention::module::{
+    AttentionConfig, DenseWeights, InputDims, ModuleWeights, MultiHeadAttention, Naming,
+};
+use lucid_attention::{AttentionError, DType, Element, View};
+use safetensors::SafeTensors;
+
+const NAMINGS: [Naming; 3] = [Naming::Keras, Naming::PyTorch, Naming::Bert];
+
+pub fn weights(data: &[u8]) {
+    let input = &mut Unstructured::new(data);
+    let Ok((config, file)) = file(input) else { return };
+    let Ok(file) = SafeTensors::deserialize(&file) else { return };
+    for naming in NAMINGS {
+        for prefix in ["", "a."] {
+            match ModuleWeights::from_safetensors(&config, naming, prefix, &file) {
+                Ok(weights) => check(&config, naming, &weights),
+                Err(error) => says_why(&error),
+            }
+        }
+        match DenseWeights::from_safetensors(naming, "output", &file) {
+            Ok(dense) => {
+                let saved = dense.to_safetensors(naming, "output").expect("of a size that was read");
+                let file = SafeTensors::deserialize(&saved).expect("as it was written");
+                let read = DenseWeights::from_safetensors(naming, "output", &file).expect("as it was saved");
+                assert_eq!(bits(&dense.weight), bits(&read.weight), "{naming:?}");
+            }
+            Err(error) => says_why(&error),
+        }
+    }
+    for (_, tensor) in file.tensors() {
+        view::<f32>(&tensor);
+        view::<half::f16>(&tensor);
+        view::<half::bf16>(&tensor);
+    }
+}
+
+/// A configuration and the bytes of a file: as they come, or of its own weights with a few bytes changed.
+fn file(input: &mut Unstructured<'_>) -> Result<(AttentionConfig, Vec<u8>)> {
+    let kv_heads = input.int_in_range(1..=2)?;
+    let config = AttentionConfig {
+        num_heads: kv_heads * input.int_in_range(1..=2)?,
+        kv_heads: Some(kv_heads),
+        key_dim: input.int_in_range(1..=3)?,
+        value_dim: if input.arbitrary()? { Some(input.int_in_range(1..=3)?) } else { None },
+        use_bias: input.arbitrary()?,
+        use_layer_norm: input.arbitrary()?,
+        use_residual: false,
+        weights_dtype: *input.choose(&[DType::F32, DType::F16, DType::Bf16])?,
+        ..AttentionConfig::default()
+    };
+    if input.ratio(1, 4)? {
+        let rest = input.bytes(input.len())?;
+        return Ok((config, rest.to_vec()));
+    }
+    let [query, key, value] =
+        [input.int_in_range(1..=4)?, input.int_in_range(1..=4)?, input.int_in_range(1..=4)?];
+    let dims = if input.arbitrary()? { InputDims::all(query) } else { InputDims { query, key, value } };
+    let (naming, prefix) = (*input.choose(&NAMINGS)?, *input.choose(&["", "a."])?);
+    let weights = ModuleWeights::glorot(&config, dims, 1).expect("small sizes");
+    let mut file = weights.to_safetensors(&config, naming, prefix).expect("small sizes");
+    while !input.is_empty() {
+        let at = input.int_in_range(0..=file.len() - 1)?;
+        file[at] = input.arbitrary()?;
+    }
+    Ok((config, file))
+}
+
+/// What was read makes a module, and is what is read after saving.
+fn check(config: &AttentionConfig, naming: Naming, weights: &ModuleWeights) {
+    MultiHeadAttention::new(config.clone(), weights).expect("weights that were read for it");
+    let saved = match weights.to_safetensors(config, naming, "b.") {
+        Ok(saved) => saved,
+        Err(error) => return says_why(&error),
+    };
+    let file = SafeTensors::deserialize(&saved).expect("as it was written");
+    let read = ModuleWeights::from_safetensors(config, naming, "b.", &file).expect("as it was saved");
+    let parts = |weights: &ModuleWeights| {
+        let ModuleWeights { query, key, value, output, layer_norm } = weights;
+        let dense = [query, key, value, output]
+            .map(|dense| (bits(&dense.weight), dense.bias.as_deref().map(bits), dense.outputs, dense.inputs));
+        (dense, layer_norm.as_ref().map(|norm| (bits(&norm.gamma), bits(&norm.beta))))
+    };
+    assert_eq!(parts(&read), parts(weights), "{naming:?}: saved and read");
+}
+
+/// A view of a tensor has its shape and numbers, or there is an error that says why not.
+fn view<T: Element>(tensor: &safetensors::tensor::TensorView<'_>) {
+    match View::<T>::try_from(tensor) {
+        Ok(view) => {
+            let size: usize = view.shape().iter().product();
+            assert_eq!(size * T::DTYPE.bytes(), tensor.data().len(), "all of {:?}", tensor.shape());
+            let last = view.shape().map(|size| size.saturating_sub(1));
+            assert_eq!(view.get(last).is_some(), size > 0, "the last element of {:?}", tensor.shape());
+        }
+        Err(error) => says_why(&error),
+    }
+}
+
+fn bits(numbers: &[f32]) -> Vec<u32> {
+    numbers.iter().map(|x| x.to_bits()).collect()
+}
+
+fn says_why(error: &AttentionError) {
+    assert!(error.to_string().contains(": "), "\"{error}\" names what is wrong");
+}

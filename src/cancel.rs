@@ -1,0 +1,60 @@
+//! Stopping a call from outside: by hand, or at a deadline.
+//!
+//! ```text
+//! every tile     is the token stopped?  leave the block            one predictable branch where no token is given
+//! every block    stopped meanwhile?     note it, begin no other
+//! the end        Err(Cancelled)         complete = begun, but for the block each worker left
+//! ```
+//!
+//! Workers take blocks in order from a few ranges, so which were begun is an end for each range, and no flag per block
+//! is needed: nothing is allocated, whatever the batch.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Stops the calls it is given to ([`Inputs::cancel`](crate::Inputs::cancel)). Clones are the same token.
+///
+/// A call looks at it once per tile (up to 6 rows and 256 keys, some microseconds) and then returns
+/// [`AttentionError::Cancelled`](crate::AttentionError::Cancelled). A stopped token stays stopped.
+///
+/// ```
+/// use lucid_attention::{AttentionError, CancelToken, Inputs, View, attention};
+/// let x = [0.5f32; 8];
+/// let view = View::new(&x, [1, 1, 2, 4])?;
+/// let token = CancelToken::new(); // or CancelToken::with_deadline(Instant::now() + Duration::from_millis(5))
+/// let inputs = Inputs::new(view, view, view).cancel(&token);
+/// assert!(attention(&inputs).is_ok());
+/// token.cancel(); // from any thread
+/// assert!(matches!(attention(&inputs), Err(AttentionError::Cancelled { complete: 0, rows: 2, .. })));
+/// # Ok::<(), AttentionError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken {
+    cancelled: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+}
+
+impl CancelToken {
+    /// A token that only [`CancelToken::cancel`] stops.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A token that stops at a deadline, or before by [`CancelToken::cancel`].
+    pub fn with_deadline(deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..Self::default() }
+    }
+
+    /// Stops it, and its clones.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is stopped.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
