@@ -5,6 +5,7 @@ mod counting;
 
 use counting::allocations;
 use half::{bf16, f16};
+use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{
     Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
     Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
@@ -37,6 +38,8 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             View::new(&v, [1, kv_heads, kv_len, dim]).expect("sized to its shape"),
         )
         .ragged(Ragged { q_bounds: &q_bounds, kv_bounds: &kv_bounds });
+        let layout = BlockLayout::bigbird(BlockGrid::square(kv_len, 16), &BigBird::published(1));
+        let blocks = BlockMask::from(layout.expect("a layout"));
         let kinds = [
             base,
             base.mask(Mask::causal().window(Some(100), None).kv_lens(&kv_lens)),
@@ -44,6 +47,7 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             base.bias(bias).alibi(&[0.1; 4]),
             plain(Keys::Panels(&panels)),
             ragged,
+            base.mask(Mask::causal().blocks(&blocks)),
         ];
         let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::of(&base), &options).expect("a plan");
