@@ -168,7 +168,7 @@ mod tests {
         for (seed, rate) in [(0, 0.5), (7, 0.1), (u64::MAX, 0.9), (1 << 40, 1e-9), (3, 1.0 - f32::EPSILON)] {
             let dropout = Dropout { rate, seed };
             for (q_pos, tile_start) in [(0, 0), (-5, 256), (i64::MAX, 1 << 20)] {
-                let row = MaskRow { sequence: 3, q_head: 2, query: 9, q_pos };
+                let row = crate::mask::Mask::NONE.row(3, 2, 9, q_pos);
                 for columns in [0..256, 16..48, 64..128, 240..256] {
                     let bits = kept_bits(&dropout, row, tile_start, columns.clone());
                     for column in columns {

@@ -78,7 +78,7 @@ pub enum AttentionError {
     },
     /// The queries' position decides the answer, and nothing says where they start.
     #[error(
-        "q_start: a causal mask, window, prefix, document mask or ALiBi with q_len = {q_len} and kv_len = {kv_len} \
+        "q_start: a causal mask, window, prefix, document or block mask or ALiBi with q_len = {q_len} and kv_len = {kv_len} \
          needs the position of the first query: expected QueryStart::{{TopLeft, BottomRight, At, PerSequence}}, got none"
     )]
     QueryStartMissing {

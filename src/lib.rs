@@ -46,6 +46,7 @@ mod score;
 #[allow(unsafe_code, reason = "aligned allocation and huge-page advice")]
 mod scratch;
 mod softmax;
+pub mod sparse;
 mod tile;
 pub mod titans;
 mod view;

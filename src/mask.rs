@@ -9,14 +9,18 @@
 //! ```
 //!
 //! All parts of a [`Mask`] compose by AND. Each one narrows a row's *interval* of keys, which decides the tiles that are
-//! visited at all; only interval lists of more than one span, dense boolean masks and biases of -inf need *bits*
-//! inside the interval. The kernels see nothing else, so a new mask is one more line in [`Mask::interval`] (or in
-//! [`Mask::tile_bits`]) and one in [`Mask::allows`], and a property test holds the two against each other.
+//! visited at all; only lists (of spans, of blocks), dense boolean masks and biases of -inf need *bits* inside the
+//! interval. The tiles that lists leave out are skipped: [`Mask::next_key`] finds the next key by a binary search in a
+//! row's list, and [`Mask::tile_bits`] starts there. The kernels see nothing else, so a new mask is one more line in
+//! [`Mask::interval`] (or in [`Mask::tile_bits`]) and one in [`Mask::allows`], and a property test holds the two against
+//! each other.
 //!
 //! Positions: key `j` has position `j`, counted from the first key of its own sequence; query `i` has position
-//! `q_start + i`, see [`QueryStart`](crate::QueryStart).
+//! `q_start + i`, see [`QueryStart`](crate::QueryStart). Spans and dense masks go by the query's index in the call,
+//! everything else, block masks too, by its position.
 
 use crate::error::AttentionError;
+use crate::sparse::{BlockMask, RowBlocks};
 use crate::view::{MASK_AXES, View};
 use std::ops::Range;
 
@@ -136,6 +140,7 @@ pub struct Mask<'a> {
     pub(crate) kv_lens: Option<&'a [usize]>,
     pub(crate) documents: Option<&'a [usize]>,
     pub(crate) intervals: Option<Intervals<'a>>,
+    pub(crate) blocks: Option<&'a BlockMask>,
     pub(crate) allowed: Option<View<'a, bool>>,
     /// A part that was given twice.
     pub(crate) repeated: Option<&'static str>,
@@ -167,6 +172,7 @@ impl<'a> Mask<'a> {
         kv_lens: None,
         documents: None,
         intervals: None,
+        blocks: None,
         allowed: None,
         repeated: None,
     };
@@ -226,6 +232,14 @@ impl<'a> Mask<'a> {
         self
     }
 
+    /// Only keys in the blocks that the query's row of blocks visits, and there what partial blocks allow. Everything
+    /// else is skipped: see [`BlockMask`] for what it costs, and [`crate::sparse`] for how to make one.
+    pub fn blocks(mut self, blocks: &'a BlockMask) -> Self {
+        self.note_repeated("mask.blocks", self.blocks.is_some());
+        self.blocks = Some(blocks);
+        self
+    }
+
     /// Only keys whose entry is `true`. Shape `[batch, q_heads, q_len, kv_len]`; an axis of size 1 repeats.
     pub fn allowed(mut self, allowed: View<'a, bool>) -> Self {
         self.note_repeated("mask.allowed", self.allowed.is_some());
@@ -249,12 +263,23 @@ impl<'a> Mask<'a> {
 
     /// Whether the answer depends on where the queries stand.
     pub(crate) fn is_positional(&self) -> bool {
-        self.causal || self.left.is_some() || self.right.is_some() || self.documents.is_some()
+        let window = self.left.is_some() || self.right.is_some();
+        self.causal || window || self.documents.is_some() || self.blocks.is_some()
+    }
+
+    /// Whether rows have lists, which may leave out whole tiles of their interval.
+    pub(crate) fn has_lists(&self) -> bool {
+        self.intervals.is_some() || self.blocks.is_some()
+    }
+
+    /// The blocks, if nothing else can remove keys inside an interval.
+    pub(crate) fn only_blocks(&self) -> Option<&'a BlockMask> {
+        self.blocks.filter(|_| self.intervals.is_none() && self.allowed.is_none())
     }
 
     /// Whether some rows may need [`Mask::tile_bits`].
     pub(crate) fn has_bits(&self) -> bool {
-        self.intervals.is_some() || self.allowed.is_some()
+        self.has_lists() || self.allowed.is_some()
     }
 
     /// The definition: whether one query may attend one key. Slow; the reference asks nothing else. What lies outside
@@ -278,18 +303,27 @@ impl<'a> Mask<'a> {
         let listed = self.intervals.is_none_or(|list| {
             list.row(sequence, q_head, query).iter().any(|span| span.start <= k_pos && k_pos < span.end)
         });
+        let visited = self.blocks.is_none_or(|blocks| blocks.allows(sequence, q_head, q_pos, k_pos));
         let allowed = self.allowed.is_none_or(|view| {
             let [batch, heads, queries, keys] = view.shape();
             let at = |size: usize, index: usize| if size == 1 { 0 } else { index };
             view.get([at(batch, sequence), at(heads, q_head), at(queries, query), at(keys, k_pos)])
                 == Some(&true)
         });
-        causal && left && right && valid && document && listed && allowed
+        causal && left && right && valid && document && listed && visited && allowed
     }
 
     /// Whether the intervals of two sequences of the same lengths can differ.
     pub(crate) fn is_per_sequence(&self) -> bool {
         self.prefix.is_some_and(|prefix| prefix.len() > 1)
+            || self.blocks.is_some_and(BlockMask::is_per_sequence)
+    }
+
+    /// A query row, as the rest of the questions are asked about it.
+    #[inline]
+    pub(crate) fn row(&self, sequence: usize, q_head: usize, query: usize, q_pos: i64) -> MaskRow {
+        let blocks = self.blocks.map_or(RowBlocks::NONE, |blocks| blocks.row(sequence, q_head, q_pos));
+        MaskRow { sequence, q_head, query, q_pos, blocks }
     }
 
     /// The smallest run of keys that holds all that row may attend among `0..kv_len`.
@@ -315,11 +349,33 @@ impl<'a> Mask<'a> {
             range = range.start.max(document.start)..range.end.min(document.end);
         }
         if let Some(list) = self.intervals {
-            let spans = list.row(row.sequence, row.q_head, row.query);
-            let hull = spans.first().map_or(0, |span| span.start)..spans.last().map_or(0, |span| span.end);
-            range = range.start.max(hull.start)..range.end.min(hull.end);
+            range = within_hull(range, list.row(row.sequence, row.q_head, row.query));
+        }
+        if let Some(blocks) = self.blocks {
+            range = within_hull(range, blocks.spans(row.blocks));
         }
         if range.start >= range.end { 0..0 } else { range }
+    }
+
+    /// The first key at or after `at` that the row's lists have, if there is one in `keys`.
+    pub(crate) fn next_key(&self, row: MaskRow, keys: &Range<usize>, at: usize) -> Option<usize> {
+        let mut at = at.max(keys.start);
+        loop {
+            let mut next = at;
+            if let Some(list) = self.intervals {
+                next = first_from(list.row(row.sequence, row.q_head, row.query), next)?;
+            }
+            if let Some(blocks) = self.blocks {
+                next = first_from(blocks.spans(row.blocks), next)?;
+            }
+            if next >= keys.end {
+                return None;
+            }
+            if next == at {
+                return Some(at);
+            }
+            at = next;
+        }
     }
 
     /// Narrows `bits`, which stand for the keys from `tile_start` on, to those that the row may attend. Only the
@@ -329,13 +385,18 @@ impl<'a> Mask<'a> {
             let spans = list.row(row.sequence, row.q_head, row.query);
             if spans.len() > 1 {
                 let mut listed = TileBits::default();
-                for span in spans {
-                    let start = span.start.clamp(tile_start, tile_start + TILE) - tile_start;
-                    let end = span.end.clamp(tile_start, tile_start + TILE) - tile_start;
-                    set_range(&mut listed, start..end);
+                for span in spans_from(spans, tile_start) {
+                    if span.start >= tile_start + TILE {
+                        break;
+                    }
+                    let start = span.start.max(tile_start) - tile_start;
+                    set_range(&mut listed, start..span.end.min(tile_start + TILE) - tile_start);
                 }
                 intersect(bits, &listed);
             }
+        }
+        if let Some(blocks) = self.blocks {
+            intersect(bits, &blocks.tile_bits(row.blocks, row.q_pos, tile_start));
         }
         if let Some(view) = self.allowed {
             let row = view.from(row.sequence, row.q_head, row.query);
@@ -361,6 +422,28 @@ pub(crate) struct MaskRow {
     pub(crate) q_head: usize,
     pub(crate) query: usize,
     pub(crate) q_pos: i64,
+    /// Its blocks, if the mask has any.
+    pub(crate) blocks: RowBlocks,
+}
+
+/// The spans that end after `key`.
+#[inline]
+pub(crate) fn spans_from(spans: &[Span], key: usize) -> &[Span] {
+    &spans[spans.partition_point(|span| span.end <= key)..]
+}
+
+/// The first key of some spans at or after `at`.
+#[inline]
+fn first_from(spans: &[Span], at: usize) -> Option<usize> {
+    let some = spans_from(spans, at).iter().find(|span| span.start < span.end)?;
+    Some(some.start.max(at))
+}
+
+/// What of a range lies between the first and the last of some spans.
+#[inline]
+fn within_hull(range: Range<usize>, spans: &[Span]) -> Range<usize> {
+    let hull = spans.first().map_or(0, |span| span.start)..spans.last().map_or(0, |span| span.end);
+    range.start.max(hull.start)..range.end.min(hull.end)
 }
 
 /// A position as an index, negative ones as 0.
@@ -404,7 +487,8 @@ fn bits_of(allowed: &[bool]) -> TileBits {
     bits
 }
 
-fn intersect(bits: &mut TileBits, other: &TileBits) {
+#[inline(always)]
+pub(crate) fn intersect(bits: &mut TileBits, other: &TileBits) {
     for (word, other) in bits.iter_mut().zip(other) {
         *word &= other;
     }
@@ -470,11 +554,14 @@ mod tests {
         let (yes, lens, none) = ([true], [1], Mask::NONE);
         let allowed = View::new(&yes, [1, 1, 1, 1]).unwrap();
         let intervals = Intervals::new([1, 1, 1], &[0, 0], &[]).unwrap();
+        let grid = crate::sparse::BlockGrid::square(1, 1);
+        let blocks = BlockMask::from(crate::sparse::BlockLayout::from_blocks(grid, |_, _| true).unwrap());
         let twice = [
             none.allowed(allowed).allowed(allowed),
             none.kv_lens(&lens).kv_lens(&lens),
             none.documents(&lens).documents(&lens),
             none.intervals(intervals).intervals(intervals),
+            none.blocks(&blocks).blocks(&blocks),
         ];
         for mask in twice {
             let q = View::new(&[1.0f32], [1, 1, 1, 1]).unwrap();

@@ -103,7 +103,7 @@ impl Workspace {
 
     /// Whether a row of the last call made with it is complete: `[sequence, q_head, query]`, where the sequence is the batch
     /// index, or the index in a ragged batch, within which the query counts. All are after a call that succeeded, none
-    /// after one that was refused; after [`AttentionError::Cancelled`] some.
+    /// after one that was refused; after [`AttentionError::Cancelled`] some (under a block mask none that anybody could name).
     pub fn is_complete(&self, row: [usize; 3]) -> bool {
         match &self.progress {
             Progress::Nothing => false,
@@ -267,8 +267,10 @@ impl Plan {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
             let blocks = Blocks::new(&call, &grid, T::run(self.engine, &call, &grid, &targets, parts));
             if call.is_stopped() {
-                *progress = Progress::Part(blocks);
-                let complete = blocks.count(&call, workers);
+                // Under a block mask, blocks come in an order of their own, which is not kept.
+                let part = call.mask.blocks.is_none().then_some(blocks);
+                *progress = part.map_or(Progress::Nothing, Progress::Part);
+                let complete = part.map_or(0, |blocks| blocks.count(&call, workers));
                 if complete < row_count {
                     return Err(AttentionError::Cancelled { complete, rows: row_count });
                 }

@@ -338,6 +338,7 @@ fn sequences<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Vec<Se
         || inputs.mask.left.is_some()
         || inputs.mask.right.is_some()
         || inputs.mask.documents.is_some()
+        || inputs.mask.blocks.is_some()
         || inputs.alibi.is_some();
     let sequence = |(index, (batch, queries, mut keys)): (usize, (usize, Range<usize>, Range<usize>))| {
         let (q_len, kv_len) = (queries.len(), keys.len());
@@ -428,6 +429,7 @@ fn check<Q: Element, T: Element>(
     let [queries, keys] = longest(inputs);
     let full = [sequences.len(), q_heads, queries, keys];
     inputs.mask.intervals.map_or(Ok(()), |list| list.check(full))?;
+    inputs.mask.blocks.map_or(Ok(()), |blocks| blocks.check(full))?;
     let dense = [
         ("bias", inputs.bias.map(|view| view.shape())),
         ("mask", inputs.mask.allowed.map(|view| view.shape())),

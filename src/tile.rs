@@ -75,6 +75,16 @@ pub(crate) fn block_rows(rows: usize, units: usize, workers: usize, splits: usiz
     rows.div_ceil(blocks.max(1)).next_multiple_of(MAX_ROWS).min(BLOCK_ROWS)
 }
 
+/// Rows per block, about `rows` of them, where it pays that blocks end at multiples of `unit` rows: rows of a block mask's
+/// block visit the same keys. `None` if no such number fits a block.
+pub(crate) fn aligned_rows(rows: usize, unit: usize) -> Option<usize> {
+    if unit <= BLOCK_ROWS {
+        return Some((rows / unit.max(1)).max(1) * unit);
+    }
+    let parts = unit.div_ceil(BLOCK_ROWS);
+    (parts..=2 * parts).find(|parts| unit.is_multiple_of(*parts)).map(|parts| unit / parts)
+}
+
 /// Rows of a matrix product up to which its parts are columns, and each weight is read once: above it they are rows, as
 /// weights that were fetched serve enough of them.
 pub(crate) const COLUMN_PARTS_ROWS: usize = 32;

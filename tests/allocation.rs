@@ -7,6 +7,7 @@ mod numbers;
 
 use counting::allocations;
 use half::{bf16, f16};
+use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{
     AttentionError, CancelToken, Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions,
     Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
@@ -43,6 +44,8 @@ fn calls<Q: Element, T: Element>(threads: usize) {
         let token = CancelToken::new();
         let stopped = CancelToken::new();
         stopped.cancel();
+        let layout = BlockLayout::bigbird(BlockGrid::square(kv_len, 16), &BigBird::published(1));
+        let blocks = BlockMask::from(layout.expect("a layout"));
         let kinds = [
             base.cancel(&token),
             base.mask(Mask::causal().window(Some(100), None).kv_lens(&kv_lens)),
@@ -50,6 +53,7 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             base.bias(bias).alibi(&[0.1; 4]),
             plain(Keys::Panels(&panels)),
             ragged,
+            base.mask(Mask::causal().blocks(&blocks)),
         ];
         let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::of(&base), &options).expect("a plan");

@@ -22,6 +22,7 @@ mod projections;
 
 use cases::{Limit, Setup};
 use common::Case;
+use common::rounds::{calls_per_round, medians, time};
 use half::{bf16, f16};
 use lucid_attention::{
     DType, Element, Inputs, KeyPanels, Keys, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View,
@@ -29,7 +30,6 @@ use lucid_attention::{
 };
 use peaks::Memory;
 use std::process::ExitCode;
-use std::time::Instant;
 
 struct Options {
     threads: Vec<usize>,
@@ -139,11 +139,7 @@ impl Watch<'_> {
 
     /// Times `call`, of so much `work` (operations, or bytes), beside its limit.
     fn rounds(&self, limit: Limit, work: f64, mut call: impl FnMut()) -> Option<Line> {
-        let before = Instant::now();
-        call();
-        let once = before.elapsed().as_secs_f64();
-        // A round of some 20 ms, which is several of the scheduler's slices.
-        let calls = (0.02 / once.max(1e-7)).ceil().clamp(1.0, 1e6) as usize;
+        let calls = calls_per_round(&mut call);
         let mut found = Vec::new();
         for _ in 0..self.rounds {
             let limit = match limit {
@@ -151,16 +147,10 @@ impl Watch<'_> {
                 Limit::Bf16Dots => peaks::bf16_dots(self.threads)?,
                 Limit::Read => self.memory.read(self.threads),
             };
-            let before = Instant::now();
-            (0..calls).for_each(|_| call());
-            let seconds = before.elapsed().as_secs_f64() / calls as f64;
+            let seconds = time(calls, &mut call);
             found.push([seconds, work / seconds, limit, work / seconds / limit]);
         }
-        let [seconds, rate, limit, share] = std::array::from_fn(|column| {
-            let mut values: Vec<f64> = found.iter().map(|line| line[column]).collect();
-            values.sort_unstable_by(f64::total_cmp);
-            values[values.len() / 2]
-        });
+        let [seconds, rate, limit, share] = medians(&found);
         Some(Line { seconds, rate, limit, share })
     }
 }

@@ -38,6 +38,7 @@
 
 use super::block::{Block, BlockRow};
 use super::call::Call;
+use super::columns::Columns;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Tier};
 use super::workspace::Operands;
@@ -76,6 +77,10 @@ pub(crate) struct Source<'a, T> {
     values: KeyRows<'a, T>,
     /// Whether all lies in scratch at its own place, and not just a tile.
     whole: bool,
+    /// The same, but only once some block visits it.
+    later: bool,
+    /// What scratch knows the head by.
+    head: [usize; 2],
 }
 
 /// Keys as they are stored.
@@ -142,19 +147,34 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             keys: stored,
             values,
             whole: block.shares_keys,
+            later: block.shares_keys && call.mask.has_lists(),
+            head: [index, block.kv_head],
         };
-        if block.shares_keys {
-            for missing in operands.missing_panels([index, block.kv_head], keys) {
-                source.pack(isa, operands, missing.clone(), missing.start);
-            }
+        if source.whole && !source.later {
+            source.pack_missing(isa, operands, keys.start / PANEL..keys.end.div_ceil(PANEL));
         }
         source
     }
 
     #[inline(always)]
-    fn enter_tile<T: Element>(isa: I, source: &Source<'_, T>, operands: &mut Operands, tile: &Range<usize>) {
-        if !source.whole {
-            source.pack(isa, operands, tile.start / PANEL..tile.end.div_ceil(PANEL), 0);
+    fn enter_tile<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &mut Operands,
+        tile: &Range<usize>,
+        columns: Columns,
+    ) {
+        if source.whole && !source.later {
+            return;
+        }
+        let first = tile.start / PANEL;
+        for panel in columns.panels() {
+            let panels = first + panel..first + panel + 1;
+            if source.later {
+                source.pack_missing(isa, operands, panels);
+            } else {
+                source.pack(isa, operands, panels, panel);
+            }
         }
     }
 
@@ -236,6 +256,14 @@ impl<T: Element> Source<'_, T> {
     #[inline(always)]
     fn first(&self, tile: &Range<usize>) -> usize {
         if self.whole { tile.start } else { 0 }
+    }
+
+    /// Lays out those of some panels that are not in scratch, at their own place.
+    #[inline(always)]
+    fn pack_missing<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panels: Range<usize>) {
+        while let Some(missing) = operands.missing_panels(self.head, &panels) {
+            self.pack(isa, operands, missing.clone(), missing.start);
+        }
     }
 
     /// Lays out the keys and values of some panels, the first as scratch's panel `at`.

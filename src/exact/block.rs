@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for split in splits of 1024 keys                      states start fresh
-//!     for tile in tiles of 256 keys that a row may attend
+//!     for tile in tiles of 256 keys that a row may attend, those that lists leave out skipped
 //!         for group of up to 6 rows
 //!             t = q' . k                                 kernel::score
 //!             t = cap, ALiBi, bias                       crate::score
@@ -18,12 +18,15 @@
 //! the scores of the whole block in L2 instead, and loses 2 points of the multiply-add peak (bench `roofline`).
 //!
 //! A tile in which each row of a group may attend every key runs without any mask; elsewhere the runs of keys that all rows
-//! share do, and only the ragged ends look at weights one by one.
+//! share do, and only the ragged ends look at weights one by one. Of a tile only those columns are scored, weighed and
+//! added up, 16 at a time, that some row of the group may attend; under a block mask groups end where rows of blocks do,
+//! and one whose rows visit the same full blocks of a tile runs without any mask too.
 //!
 //! Prefill and decode differ in where keys come from and how rows are cut into blocks, not in this loop: which is why a
 //! row has the same bits in both. How operands are laid out and what a step of a sum is, the [`Tier`] says.
 
 use super::call::{Call, Order};
+use super::columns::Columns;
 use super::finish::{Targets, finish_row};
 use super::measure::{Measures, PartSums, RowSums, weigh_measured};
 use super::partials::Partials;
@@ -35,8 +38,8 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::{merge_row, scale_row};
-use crate::mask::{MaskRow, TILE, TileBits, set_range};
-use crate::softmax::{Partial, RowState, raise_maxima, tile_max, weigh_row};
+use crate::mask::{MaskRow, TILE, TileBits, intersect, set_range};
+use crate::softmax::{Partial, RowState, larger, raise_maxima, tile_max, weigh_row};
 use std::ops::Range;
 
 /// Which rows of which head a task works on.
@@ -111,8 +114,9 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
     let source = E::open(isa, call, block, &mut scratch.operands, &keys);
     let Order { tile, split } = call.order;
     let core = core(&scratch.rows, call);
+    let lists = call.mask.has_lists();
     let mut first_split = true;
-    let mut at = keys.start;
+    let mut at = if lists { next_key(call, &scratch.rows, keys.start) } else { keys.start };
     while at < keys.end {
         let end = keys.end.min((at / split + 1) * split);
         reset(scratch);
@@ -123,7 +127,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
             let tile_start = at / tile * tile;
             let tile_end = end.min(tile_start + tile);
             run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end, &core);
-            at = tile_end;
+            at = if lists { next_key(call, &scratch.rows, tile_end) } else { tile_end };
         }
         close_split(isa, scratch, first_split);
         first_split = false;
@@ -168,7 +172,7 @@ pub(crate) fn describe_row<T: Element>(
     q_head: usize,
 ) -> BlockRow {
     let q_pos = sequence.q_start.saturating_add(query as i64);
-    let mask = MaskRow { sequence: sequence.index, q_head, query, q_pos };
+    let mask = call.mask.row(sequence.index, q_head, query, q_pos);
     let keys = call.mask.interval(mask, sequence.kv_len);
     BlockRow { mask, keys, state: RowState::EMPTY, total: Partial::EMPTY }
 }
@@ -180,6 +184,45 @@ pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usi
         some.fold((usize::MAX, 0), |(start, end), row| (start.min(row.keys.start), end.max(row.keys.end)));
     let keys = start.max(limits.start)..end.min(limits.end);
     (keys.start < keys.end).then_some(keys)
+}
+
+/// The first key at or after `at` that the lists of some row have; none if it is `usize::MAX`. Rows that visit the same
+/// blocks are asked as one.
+fn next_key<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], at: usize) -> usize {
+    let everywhere = 0..usize::MAX;
+    let keys = rows
+        .chunk_by(|a, b| call.mask.only_blocks().is_some() && a.mask.blocks.visits_the_same(&b.mask.blocks));
+    let next = keys.filter_map(|rows| call.mask.next_key(rows[0].mask, &hull(rows, &everywhere)?, at));
+    next.min().unwrap_or(usize::MAX)
+}
+
+/// Columns of a tile that may hold keys of the rows' blocks; all without a block mask. What lies outside need not be there.
+fn visited_columns<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], tile: &Range<usize>) -> Columns {
+    let Some(blocks) = call.mask.blocks else { return Columns::up_to(tile.len()) };
+    let mut visited = TileBits::default();
+    for rows in rows.chunk_by(|a, b| a.mask.blocks.visits_the_same(&b.mask.blocks)) {
+        let Some(hull) = hull(rows, tile) else { continue };
+        let mut bits = TileBits::default();
+        set_range(&mut bits, hull.start - tile.start..hull.end - tile.start);
+        intersect(&mut bits, &blocks.tile_runs(rows[0].mask.blocks, tile.start).0);
+        visited.iter_mut().zip(&bits).for_each(|(word, bits)| *word |= bits);
+    }
+    Columns::of(&visited)
+}
+
+/// How many of some rows, which are not empty, form a group: as many as a register tile has, but under a block mask not
+/// beyond their row of blocks, unless the next visits the same.
+#[inline(always)]
+fn group_len(rows: &[BlockRow], lists: bool) -> usize {
+    let most = rows.len().min(MAX_ROWS);
+    if !lists {
+        return most;
+    }
+    let apart = |a: &BlockRow, b: &BlockRow| {
+        !a.mask.blocks.is_in_row_of(&b.mask.blocks) && !a.mask.blocks.visits_the_same(&b.mask.blocks)
+    };
+    let border = rows[..most].windows(2).position(|pair| apart(&pair[0], &pair[1]));
+    border.map_or(most, |last| last + 1)
 }
 
 /// Keys that every row may attend, with nothing but the dot product to their scores. Only intervals are looked at: where
@@ -215,15 +258,26 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
     let Scratch { operands, rows, sums, scores, bits, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
-    E::enter_tile(isa, source, operands, &tile);
-    let accs = acc.chunks_mut(MAX_ROWS * acc_stride);
-    for (index, (rows, acc)) in rows.chunks_mut(MAX_ROWS).zip(accs).enumerate() {
-        let shape = if whole { Some(GroupShape::whole(tile.len())) } else { GroupShape::new(rows, &tile) };
+    let lists = call.mask.has_lists();
+    let visited = if lists { visited_columns(call, rows, &tile) } else { Columns::up_to(tile.len()) };
+    E::enter_tile(isa, source, operands, &tile, visited);
+    let mut next = 0;
+    while next < rows.len() {
+        let group = next..next + group_len(&rows[next..], lists);
+        next = group.end;
+        let rows = &mut rows[group.clone()];
+        let shape = if whole {
+            Some(GroupShape::whole(tile.len()))
+        } else {
+            GroupShape::new(call, rows, &tile, bits)
+        };
         let Some(shape) = shape else { continue };
-        let group = index * MAX_ROWS..index * MAX_ROWS + rows.len();
-        E::score_group(isa, source, operands, group.clone(), &tile, &shape.columns, scores);
+        let acc = &mut acc[group.start * acc_stride..group.end * acc_stride];
+        for run in shape.columns.runs() {
+            E::score_group(isa, source, operands, group.clone(), &tile, &run, scores);
+        }
         let measured = call.measures.map(|measures| (measures, &mut sums[group]));
-        let (factors, scattered) = weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits);
+        let (factors, shared) = weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
@@ -234,17 +288,21 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         }
         if let Some(dropout) = &call.dropout {
             for (row, weights) in rows.iter().zip(scores.chunks_mut(TILE)) {
-                drop_weights(isa, dropout, row.mask, tile.start, weights, shape.columns.clone());
+                for run in shape.columns.runs() {
+                    drop_weights(isa, dropout, row.mask, tile.start, weights, run);
+                }
             }
         }
-        let acc = Accumulators { rows: rows.len(), acc, stride: acc_stride };
-        E::accumulate_group(isa, source, operands, &tile, shape.runs(scattered), scores, acc);
+        for run in shape.columns.runs() {
+            let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
+            E::accumulate_group(isa, source, operands, &tile, shape.runs(run, shared.as_ref()), scores, acc);
+        }
     }
 }
 
 /// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
-/// factors by which what the rows accumulated before has to be rescaled, and whether some row's keys are anything but one
-/// interval. Rows that are measured come with their sums.
+/// factors by which what the rows accumulated before has to be rescaled, and the columns that every row attends, if
+/// intervals do not say. Rows that are measured come with their sums.
 #[inline(always)]
 pub(crate) fn weigh_group<I: Isa, T: Element>(
     isa: I,
@@ -254,43 +312,63 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
     shape: &GroupShape,
     scores: &mut [f32],
     bits: &mut [TileBits; MAX_ROWS],
-) -> ([f32; 16], bool) {
-    let GroupShape { columns, whole, .. } = shape;
+) -> ([f32; 16], Option<TileBits>) {
+    let GroupShape { columns, whole, .. } = *shape;
     let mut visible = [Visible::All; MAX_ROWS];
     let mut maxima = [f32::NEG_INFINITY; 16];
-    for (r, row) in rows.iter().enumerate() {
-        let scores = &mut scores[r * TILE..][..TILE];
-        if !*whole {
+    if !whole {
+        for (r, row) in rows.iter().enumerate() {
+            let scores = &mut scores[r * TILE..][..TILE];
             visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
         }
-        maxima[r] = tile_max(isa, scores, columns.clone(), visible[r].masked(&bits[r]));
+    }
+    for run in columns.runs() {
+        for r in 0..rows.len() {
+            let scores = &scores[r * TILE..][..TILE];
+            maxima[r] =
+                larger(maxima[r], tile_max(isa, scores, run.clone(), visible[r].masked(&bits[r], &run)));
+        }
     }
     let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
+    let mut rescaled = factors;
     if let Some((measures, sums)) = measured {
-        for (r, row) in rows.iter_mut().zip(sums).enumerate() {
-            let scores = &mut scores[r * TILE..][..TILE];
-            let bits = visible[r].masked(&bits[r]);
-            weigh_measured(isa, measures, row, factors[r], tile.start, scores, columns.clone(), bits);
+        for run in columns.runs() {
+            for (r, row) in rows.iter_mut().zip(&mut *sums).enumerate() {
+                let scores = &mut scores[r * TILE..][..TILE];
+                let bits = visible[r].masked(&bits[r], &run);
+                weigh_measured(isa, measures, row, rescaled[r], tile.start, scores, run.clone(), bits);
+            }
+            rescaled = [1.0; 16];
         }
     } else {
-        for (r, row) in rows.iter_mut().enumerate() {
-            let scores = &mut scores[r * TILE..][..TILE];
-            let bits = visible[r].masked(&bits[r]);
-            weigh_row(isa, &mut row.state, factors[r], scores, columns.clone(), bits, &mut ());
+        for run in columns.runs() {
+            for (r, row) in rows.iter_mut().enumerate() {
+                let scores = &mut scores[r * TILE..][..TILE];
+                let bits = visible[r].masked(&bits[r], &run);
+                weigh_row(isa, &mut row.state, rescaled[r], scores, run.clone(), bits, &mut ());
+            }
+            rescaled = [1.0; 16];
         }
     }
     let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
-    (factors, scattered)
+    let shared = scattered.then(|| {
+        let mut shared = [u64::MAX; TILE / 64];
+        let rows = visible.iter().zip(&*bits).take(rows.len());
+        rows.filter(|(visible, _)| !matches!(visible, Visible::All))
+            .for_each(|(_, bits)| intersect(&mut shared, bits));
+        shared
+    });
+    (factors, shared)
 }
 
 /// Which columns of a tile a group of rows needs.
 pub(crate) struct GroupShape {
-    /// Columns that some row may attend.
+    /// Columns from the first to the last that some row may attend.
     some: Range<usize>,
     /// Columns that every row may attend, as far as intervals say.
     all: Range<usize>,
-    /// `some`, rounded outwards to multiples of 16.
-    columns: Range<usize>,
+    /// Those of `some` to look at.
+    columns: Columns,
     /// Whether every row may attend all of them, and dot products are logits as they are.
     whole: bool,
 }
@@ -299,17 +377,31 @@ impl GroupShape {
     /// Every row needs all of a tile, whose length is a multiple of 16.
     #[inline(always)]
     fn whole(len: usize) -> Self {
-        Self { some: 0..len, all: 0..len, columns: 0..len, whole: true }
+        Self { some: 0..len, all: 0..len, columns: Columns::up_to(len), whole: true }
     }
 
-    /// All columns of a tile, whatever rows may attend.
-    pub(crate) fn all_columns(len: usize) -> Self {
-        Self { some: 0..len, all: len..len, columns: 0..len.next_multiple_of(16), whole: false }
+    /// All columns of a tile, whatever rows may attend; leaves in `bits` what they may, where it takes bits.
+    pub(crate) fn all_columns<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Self {
+        if call.mask.has_bits() {
+            rows.iter().zip(bits).for_each(|(row, bits)| *bits = row_bits(call, row, tile));
+        }
+        let len = tile.len();
+        Self { some: 0..len, all: len..len, columns: Columns::up_to(len), whole: false }
     }
 
-    /// `None` if no row has a key in the tile.
+    /// `None` if no row has a key in the tile. Leaves in `bits` which columns the rows may attend, where it takes bits.
     #[inline(always)]
-    fn new(rows: &[BlockRow], tile: &Range<usize>) -> Option<Self> {
+    fn new<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Option<Self> {
         let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
         for row in rows {
             let own = columns_of(row, tile);
@@ -321,24 +413,110 @@ impl GroupShape {
         if some.is_empty() {
             return None;
         }
+        if call.mask.has_bits() {
+            return Self::of_bits(call, rows, tile, &all, bits);
+        }
         if all.start >= all.end {
             all = some.end..some.end;
         }
-        let columns = some.start / 16 * 16..some.end.next_multiple_of(16);
+        let columns = Columns::around(&some);
         Some(Self { some, all, columns, whole: false })
     }
 
-    /// The columns to add up. With `scattered`, keys may be removed anywhere.
-    #[inline(always)]
-    fn runs(self, scattered: bool) -> Runs {
-        let Self { some, all, columns, .. } = self;
-        let runs = if scattered {
-            [(some, true), (0..0, false), (0..0, true)]
-        } else {
-            [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)]
-        };
-        Runs { runs, columns }
+    /// [`GroupShape::new`] where intervals do not say it all; that of all rows is `all`.
+    fn of_bits<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        all: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Option<Self> {
+        let mut some = TileBits::default();
+        let shared = full_blocks(call, rows, tile, all);
+        match shared {
+            Some(shared) => some = shared,
+            None => {
+                for (row, bits) in rows.iter().zip(bits) {
+                    *bits = row_bits(call, row, tile);
+                    some.iter_mut().zip(&*bits).for_each(|(word, bits)| *word |= bits);
+                }
+            }
+        }
+        let hull = hull_of(&some)?;
+        Some(Self {
+            all: hull.end..hull.end,
+            columns: Columns::of(&some),
+            some: hull,
+            whole: shared.is_some(),
+        })
     }
+
+    /// Those of a run of the columns to add up. `shared` has the columns that every row attends, if intervals do not say:
+    /// others may be removed anywhere.
+    #[inline(always)]
+    fn runs(&self, run: Range<usize>, shared: Option<&TileBits>) -> Runs {
+        let within = |range: &Range<usize>| range.start.max(run.start)..range.end.min(run.end);
+        let some = within(&self.some);
+        let mut all = match shared {
+            _ if self.whole => some.clone(),
+            Some(shared) => interval_in(shared, &some),
+            None => within(&self.all),
+        };
+        if all.start >= all.end {
+            all = some.end..some.end;
+        }
+        Runs {
+            runs: [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)],
+            columns: run,
+        }
+    }
+}
+
+/// The columns that all rows attend, if they visit the same full blocks of a tile, whole vectors of them, and nothing else
+/// shapes their scores or removes keys: `all` are those that every row's interval leaves.
+fn full_blocks<T: Element>(
+    call: &Call<'_, T>,
+    rows: &[BlockRow],
+    tile: &Range<usize>,
+    all: &Range<usize>,
+) -> Option<TileBits> {
+    let blocks = call.mask.only_blocks().filter(|_| call.rules.is_plain())?;
+    let (first, others) = rows.split_first()?;
+    if !others.iter().all(|row| row.mask.blocks.visits_the_same(&first.mask.blocks)) {
+        return None;
+    }
+    let (mut bits, partial) = blocks.tile_runs(first.mask.blocks, tile.start);
+    let mut own = TileBits::default();
+    set_range(&mut own, 0..tile.len());
+    intersect(&mut bits, &own);
+    let hull = hull_of(&bits)?;
+    let attended = all.start <= hull.start && hull.end <= all.end;
+    (!partial && attended && Columns::of(&bits).are(&bits)).then_some(bits)
+}
+
+/// The columns of a tile that a row may attend, as far as the mask says.
+pub(crate) fn row_bits<T: Element>(call: &Call<'_, T>, row: &BlockRow, tile: &Range<usize>) -> TileBits {
+    let mut bits = TileBits::default();
+    set_range(&mut bits, columns_of(row, tile));
+    call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
+    bits
+}
+
+/// From the first set bit to the last.
+fn hull_of(bits: &TileBits) -> Option<Range<usize>> {
+    let first = bits.iter().position(|&word| word != 0)?;
+    let last = bits.iter().rposition(|&word| word != 0)?;
+    let start = first * 64 + bits[first].trailing_zeros() as usize;
+    Some(start..last * 64 + 64 - bits[last].leading_zeros() as usize)
+}
+
+/// The set bits within a range, if they are one interval; an empty one else.
+fn interval_in(bits: &TileBits, within: &Range<usize>) -> Range<usize> {
+    let mut inside = TileBits::default();
+    set_range(&mut inside, within.clone());
+    intersect(&mut inside, bits);
+    let count: u32 = inside.iter().map(|word| word.count_ones()).sum();
+    hull_of(&inside).filter(|hull| hull.len() == count as usize).unwrap_or(0..0)
 }
 
 /// A row's interval in a tile's columns.
@@ -360,43 +538,53 @@ pub(crate) enum Visible {
 }
 
 impl Visible {
-    /// The bits, if they say anything.
+    /// The bits, if they say anything about a run of columns.
     #[inline(always)]
-    pub(crate) fn masked(self, bits: &TileBits) -> Option<&TileBits> {
+    pub(crate) fn masked<'b>(self, bits: &'b TileBits, run: &Range<usize>) -> Option<&'b TileBits> {
         match self {
             Visible::All => None,
-            Visible::Interval | Visible::Bits => Some(bits),
+            Visible::Interval => Some(bits),
+            Visible::Bits => (count_in(bits, run) < run.len()).then_some(bits),
         }
     }
 }
 
-/// Turns dot products into logits; leaves in `bits` which columns the row may attend, if not all.
+/// How many bits of a range are set.
+#[inline(always)]
+pub(crate) fn count_in(bits: &TileBits, range: &Range<usize>) -> usize {
+    let mut inside = TileBits::default();
+    set_range(&mut inside, range.clone());
+    inside.iter().zip(bits).map(|(inside, bits)| (inside & bits).count_ones() as usize).sum()
+}
+
+/// Turns dot products into logits; leaves in `bits` which columns the row may attend, if not all. Where the mask takes bits,
+/// they are there already.
 #[inline(always)]
 pub(crate) fn shape_row<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     row: &BlockRow,
     tile: &Range<usize>,
-    columns: &Range<usize>,
+    columns: Columns,
     scores: &mut [f32],
     bits: &mut TileBits,
 ) -> Visible {
-    call.rules.cap(isa, scores, columns.clone());
-    call.rules.add_alibi(isa, row.mask, tile.start, scores, columns.clone());
-    let own = columns_of(row, tile);
-    let needs_bits = call.mask.has_bits() || call.rules.has_bias();
-    if !needs_bits && own == *columns {
-        return Visible::All;
+    for run in columns.runs() {
+        call.rules.cap(isa, scores, run.clone());
+        call.rules.add_alibi(isa, row.mask, tile.start, scores, run);
     }
-    *bits = TileBits::default();
-    set_range(bits, own);
-    if !needs_bits {
-        return Visible::Interval;
+    let (has_bits, has_bias) = (call.mask.has_bits(), call.rules.has_bias());
+    if !has_bits {
+        *bits = TileBits::default();
+        set_range(bits, columns_of(row, tile));
+        if !has_bias {
+            return if columns.are(bits) { Visible::All } else { Visible::Interval };
+        }
     }
-    let interval = *bits;
-    call.rules.add_bias(isa, row.mask, tile.start, scores, columns.clone(), bits);
-    call.mask.tile_bits(row.mask, tile.start, tile.len(), bits);
-    if *bits == interval { Visible::Interval } else { Visible::Bits }
+    for run in columns.runs() {
+        call.rules.add_bias(isa, row.mask, tile.start, scores, run, bits);
+    }
+    Visible::Bits
 }
 
 /// Ends a split: joins its states to the totals, in key order.

@@ -1,13 +1,13 @@
 //! A call's operands, checked and resolved: what the engine works from.
 
 use super::measure::Measures;
-use super::sequence::Sequences;
+use super::sequence::{Sequence, Sequences};
 use crate::cancel::CancelToken;
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys};
-use crate::mask::{Mask, MaskRow, TILE};
+use crate::mask::{Mask, TILE};
 use crate::problem::Problem;
 use crate::score::{ScoreRules, in_log2};
 use crate::view::{AnyView, View};
@@ -114,22 +114,30 @@ impl<T: Element> Call<'_, T> {
         let (mut pairs, mut keys) = (0.0, 0.0);
         for sequence in (0..counted).map(|index| self.sequences.get(index)) {
             let Some(last) = sequence.q_len.checked_sub(1) else { continue };
-            // Three rows stand for all: intervals mostly grow or move evenly, but may be short at both ends. Lists say
-            // anything, so they are taken to leave all keys.
-            let mask = Mask { intervals: None, ..self.mask };
+            // Three rows stand for all: intervals mostly grow or move evenly, but may be short at both ends. Spans say
+            // anything, so they are taken to leave all keys; blocks are counted.
+            let mask = Mask { intervals: None, blocks: None, ..self.mask };
             let rows = [0, last / 2, last].map(|query| {
                 let q_pos = sequence.q_start.saturating_add(query as i64);
-                let row = MaskRow { sequence: sequence.index, q_head: 0, query, q_pos };
-                mask.interval(row, sequence.kv_len)
+                mask.interval(mask.row(sequence.index, 0, query, q_pos), sequence.kv_len)
             });
             let [first, middle, last] = rows.each_ref().map(|keys| keys.len() as f64);
-            pairs += sequence.q_len as f64 * (first + 2.0 * middle + last) / 4.0;
+            let in_intervals = sequence.q_len as f64 * (first + 2.0 * middle + last) / 4.0;
+            pairs += self.visited_pairs(&sequence).map_or(in_intervals, |visited| visited.min(in_intervals));
             let some = || rows.iter().filter(|keys| !keys.is_empty());
             let [start, end] = [some().map(|keys| keys.start).min(), some().map(|keys| keys.end).max()];
             keys += (end.unwrap_or(0) - start.unwrap_or(0)) as f64;
         }
         let times = times as f64;
         self.problem.work(times * pairs, times * keys, T::DTYPE.bytes())
+    }
+
+    /// Pairs in the blocks that a sequence's queries visit, of the mean head; `None` without a block mask.
+    fn visited_pairs(&self, sequence: &Sequence) -> Option<f64> {
+        let blocks = self.mask.blocks?;
+        let queries = sequence.q_start..sequence.q_start.saturating_add(sequence.q_len as i64);
+        let of_head = |head| blocks.pairs(sequence.index, head, queries.clone());
+        Some((0..blocks.heads()).map(of_head).sum::<f64>() / blocks.heads().max(1) as f64)
     }
 }
 
@@ -173,7 +181,7 @@ fn check_operands<Q: Element, T: Element>(
 }
 
 /// The mask with its dense part stretched, all its lists checked.
-fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, AttentionError> {
+pub(crate) fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, AttentionError> {
     mask.check_repeated()?;
     let mut mask = *mask;
     if mask.last_n == Some(0) {
@@ -195,6 +203,7 @@ fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, Attent
     if let Some(intervals) = mask.intervals {
         intervals.check(shape)?;
     }
+    mask.blocks.map_or(Ok(()), |blocks| blocks.check(shape))?;
     if let Some(allowed) = mask.allowed {
         mask.allowed = Some(allowed.broadcast("mask.allowed", shape)?);
     }

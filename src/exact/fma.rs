@@ -2,6 +2,7 @@
 
 use super::block::{Block, BlockRow};
 use super::call::Call;
+use super::columns::Columns;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Tier};
 use super::workspace::Operands;
@@ -24,6 +25,8 @@ pub(crate) struct FmaTier;
 /// Where a block's keys and values come from.
 pub(crate) struct Source<'a, T> {
     head_dim: usize,
+    /// What scratch knows the keys' head by.
+    head: [usize; 2],
     keys: KeySource<'a, T>,
     /// From key 0 on.
     values: ValueRows<'a, T>,
@@ -39,9 +42,18 @@ enum KeySource<'a, T> {
     Panels(&'a [T]),
     /// Panels packed into scratch, at their own place.
     Packed,
+    /// The same, packed when the first block visits them.
+    PackedLater(Stored<'a, T>),
     /// Rows, packed into scratch tile by tile.
     PackedTile(KeyRows<'a, T>),
     /// Rows, transposed in registers.
+    Rows(KeyRows<'a, T>),
+}
+
+/// Keys as they are stored.
+#[derive(Clone, Copy)]
+enum Stored<'a, T> {
+    Panels(&'a [T]),
     Rows(KeyRows<'a, T>),
 }
 
@@ -73,7 +85,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         operands: &mut Operands,
         keys: &Range<usize>,
     ) -> Source<'a, T> {
-        let Sequence { batch, k_first, .. } = block.sequence;
+        let Sequence { index, batch, k_first, .. } = block.sequence;
         let values = ValueRows {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
@@ -83,18 +95,46 @@ impl<I: Isa> Tier<I> for FmaTier {
         let head_dim = call.problem.head_dim;
         let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
         let packs_values = packs_values(I::LANES, block.rows.len());
-        Source { head_dim, keys: key_source(isa, call, block, operands, keys), values, packs_values, step }
+        let head = [index, block.kv_head];
+        let keys = key_source(isa, call, block, operands, keys);
+        Source { head_dim, head, keys, values, packs_values, step }
     }
 
     #[inline(always)]
-    fn enter_tile<T: Element>(isa: I, source: &Source<'_, T>, operands: &mut Operands, tile: &Range<usize>) {
-        if let KeySource::PackedTile(rows) = source.keys {
-            let panels = tile.start / PANEL..tile.end.div_ceil(PANEL);
-            let out = &mut operands.panels[..panels.len() * PANEL * source.head_dim];
-            pack_panels(isa, rows, source.head_dim, panels, out);
+    fn enter_tile<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &mut Operands,
+        tile: &Range<usize>,
+        columns: Columns,
+    ) {
+        let (head_dim, first) = (source.head_dim, tile.start / PANEL);
+        match source.keys {
+            KeySource::PackedTile(rows) => {
+                for panel in columns.panels() {
+                    let out = &mut operands.panels[panel * PANEL * head_dim..][..PANEL * head_dim];
+                    pack_panels(isa, rows, head_dim, first + panel..first + panel + 1, out);
+                }
+            }
+            KeySource::PackedLater(stored) => {
+                for panel in columns.panels() {
+                    pack_missing(
+                        isa,
+                        stored,
+                        source.head,
+                        head_dim,
+                        operands,
+                        first + panel..first + panel + 1,
+                    );
+                }
+            }
+            KeySource::Panels(_) | KeySource::Packed | KeySource::Rows(_) => {}
         }
         if source.packs_values {
-            pack_values(isa, source.values, tile.clone(), TILE, &mut operands.values);
+            for run in columns.runs() {
+                let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
+                pack_values(isa, source.values, keys, TILE, &mut operands.values[run.start * VALUE_PANEL..]);
+            }
         }
     }
 
@@ -118,8 +158,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                 let panels = Panels { data: &panels[first..], from_memory: source.values.from_memory };
                 rows_const!(rows, MR => score_panels::<I, Fma<T>, MR>(isa, q, head_dim, panels, columns, out));
             }
-            KeySource::Packed | KeySource::PackedTile(_) => {
-                let first = if matches!(source.keys, KeySource::Packed) { first } else { 0 };
+            KeySource::Packed | KeySource::PackedLater(_) | KeySource::PackedTile(_) => {
+                let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
                 let panels = Panels { data: &operands.panels[first..], from_memory: false };
                 rows_const!(rows, MR => score_panels::<I, Fma<f32>, MR>(isa, q, head_dim, panels, columns, out));
             }
@@ -184,7 +224,8 @@ fn accumulate_run<I: Isa, T: Element>(
     }
 }
 
-/// Chooses where keys come from, and packs them if the head's blocks share them.
+/// Chooses where keys come from, and packs them if the head's blocks share them; where a block may skip keys, packing waits
+/// until one visits them.
 #[inline(always)]
 fn key_source<'a, I: Isa, T: Element>(
     isa: I,
@@ -193,33 +234,46 @@ fn key_source<'a, I: Isa, T: Element>(
     operands: &mut Operands,
     keys: &Range<usize>,
 ) -> KeySource<'a, T> {
-    let Sequence { batch, k_first, kv_len, .. } = block.sequence;
-    let head_dim = call.problem.head_dim;
-    let panel_size = PANEL * head_dim;
-    let source = match call.keys {
-        Keys::Panels(panels) => KeySource::Panels(panels.head(batch, block.kv_head)),
+    let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
+    let stored = match call.keys {
+        Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
         Keys::Rows(view) => {
             let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
-            KeySource::Rows(KeyRows { data, stride, len: kv_len })
+            Stored::Rows(KeyRows { data, stride, len: kv_len })
         }
     };
-    if !block.shares_keys {
-        return match source {
-            KeySource::Rows(rows) if block.rows.len() > FUSED_ROWS => KeySource::PackedTile(rows),
-            source => source,
-        };
-    }
-    if T::DTYPE == DType::F32 && matches!(source, KeySource::Panels(_)) {
-        return source;
-    }
-    for missing in operands.missing_panels([block.sequence.index, block.kv_head], keys) {
-        let range = missing.start * panel_size..(missing.end * panel_size).max(missing.start * panel_size);
-        let out = &mut operands.panels[range.clone()];
-        match source {
-            KeySource::Panels(panels) => widen(isa, &panels[range], out),
-            KeySource::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
-            KeySource::Packed | KeySource::PackedTile(_) => {}
+    match stored {
+        Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => KeySource::Panels(panels),
+        Stored::Rows(rows) if !block.shares_keys && block.rows.len() > FUSED_ROWS => {
+            KeySource::PackedTile(rows)
+        }
+        Stored::Rows(rows) if !block.shares_keys => KeySource::Rows(rows),
+        _ if call.mask.has_lists() => KeySource::PackedLater(stored),
+        _ => {
+            let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
+            pack_missing(isa, stored, [index, block.kv_head], call.problem.head_dim, operands, panels);
+            KeySource::Packed
         }
     }
-    KeySource::Packed
+}
+
+/// Packs those of some panels of a head that are not in scratch.
+#[inline(always)]
+fn pack_missing<I: Isa, T: Element>(
+    isa: I,
+    stored: Stored<'_, T>,
+    head: [usize; 2],
+    head_dim: usize,
+    operands: &mut Operands,
+    panels: Range<usize>,
+) {
+    let size = PANEL * head_dim;
+    while let Some(missing) = operands.missing_panels(head, &panels) {
+        let range = missing.start * size..missing.end * size;
+        let out = &mut operands.panels[range.clone()];
+        match stored {
+            Stored::Panels(panels) => widen(isa, &panels[range], out),
+            Stored::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
+        }
+    }
 }

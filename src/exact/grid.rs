@@ -3,12 +3,17 @@
 //! A *unit* is a sequence's KV head. Its query rows are cut into blocks, late ones first (under a causal mask they are
 //! the expensive ones); if units are few and their rows fit one block, the keys are cut into splits instead, whose
 //! states are kept and merged in key order once all are there.
+//!
+//! Under a block mask, blocks of query rows end where its blocks do, so that they visit few others, and a unit's
+//! expensive ones (rows that see everything, among rows that see little) come first: started last, one of them would
+//! keep a worker busy when the others are done.
 
 use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
 use super::finish::{Targets, finish_row};
 use super::measure::PartSums;
 use super::partials::Partials;
+use super::sequence::Sequence;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
@@ -25,6 +30,8 @@ pub(crate) struct Grid {
     /// Query rows of a block, at most.
     pub(crate) block_rows: usize,
     pub(crate) blocks_per_unit: usize,
+    /// Queries to whose multiples, as positions, blocks are aligned.
+    align: Option<usize>,
     /// Splits of keys that run side by side; 1 if none do.
     pub(crate) splits: usize,
     pub(crate) workers: usize,
@@ -38,14 +45,49 @@ impl Grid {
         let workers = if tile::worth_spreading(call.work) { parallel::workers(max_workers) } else { 1 };
         let splits = problem.max_kv_len.div_ceil(call.order.split);
         let block_rows = tile::block_rows(rows, units, workers, splits);
+        let aligned = call.mask.blocks.filter(|_| block_rows < rows).and_then(|blocks| {
+            let align = blocks.q_block();
+            let block_rows = tile::aligned_rows(block_rows, align.checked_mul(problem.group())?)?;
+            (block_rows < rows).then_some((Some(align), block_rows))
+        });
+        let (align, block_rows) = aligned.unwrap_or((None, block_rows));
         let blocks_per_unit = rows.div_ceil(block_rows.max(1));
+        let grid = Self { units, rows, block_rows, blocks_per_unit, align, splits, workers };
+        let leads = |index| grid.lead(call, &call.sequences.get(index)) > 0;
+        let leads = align.is_some() && (0..call.sequences.count()).any(leads);
+        let blocks_per_unit = blocks_per_unit + usize::from(leads);
         let split = tile::split_keys(units, workers, blocks_per_unit, splits);
         let splits = if split { splits } else { 1 };
         let tasks = units.saturating_mul(blocks_per_unit).saturating_mul(splits);
-        Self { units, rows, block_rows, blocks_per_unit, splits, workers: workers.min(tasks.max(1)) }
+        Self { blocks_per_unit, splits, workers: workers.min(tasks.max(1)), ..grid }
     }
 
-    /// The task that a unit's block is, late blocks first.
+    /// By how many rows a sequence's first block is shorter than the others.
+    fn lead<T: Element>(&self, call: &Call<'_, T>, sequence: &Sequence) -> usize {
+        let align = self.align.and_then(|align| i64::try_from(align).ok());
+        let queries = align.map_or(0, |align| sequence.q_start.rem_euclid(align) as usize);
+        queries * call.problem.group() % self.block_rows.max(1)
+    }
+
+    /// Which block of a unit comes `index`-th: late ones first, but before them those of more than twice the mean work, as
+    /// far as the block mask says.
+    fn nth_block<T: Element>(&self, call: &Call<'_, T>, unit: usize, index: usize) -> usize {
+        let count = self.blocks_per_unit;
+        let Some(mask) = call.mask.blocks.filter(|_| self.workers > 1) else { return count - 1 - index };
+        let group = call.problem.group();
+        let pairs = |index: usize| {
+            let Block { sequence, kv_head, rows, .. } = self.block(call, unit, index, None);
+            let position = |row: usize| sequence.q_start.saturating_add((row / group) as i64);
+            mask.pairs(sequence.index, kv_head * group, position(rows.start)..position(rows.end))
+        };
+        let mean = (0..count).map(pairs).sum::<f64>() / count as f64;
+        let is_heavy = |&index: &usize| pairs(index) > 2.0 * mean;
+        let heavy = (0..count).rev().filter(is_heavy);
+        let light = (0..count).rev().filter(|index| !is_heavy(index));
+        heavy.chain(light).nth(index).unwrap_or(index)
+    }
+
+    /// The task that a unit's block is, late blocks first, where there is no block mask.
     pub(crate) fn task(&self, unit: usize, index: usize) -> usize {
         unit * self.blocks_per_unit + (self.blocks_per_unit - 1 - index)
     }
@@ -61,7 +103,8 @@ impl Grid {
         let kv_heads = call.problem.kv_heads;
         let sequence = call.sequences.get(unit / kv_heads);
         let rows = sequence.q_len * call.problem.group();
-        let start = index * self.block_rows;
+        let lead = self.lead(call, &sequence);
+        let bound = |index: usize| (index * self.block_rows).saturating_sub(lead).min(rows);
         let keys = match split {
             None => 0..sequence.kv_len,
             Some(split) => split * call.order.split..sequence.kv_len.min((split + 1) * call.order.split),
@@ -69,15 +112,15 @@ impl Grid {
         Block {
             sequence,
             kv_head: unit % kv_heads,
-            rows: start.min(rows)..rows.min(start + self.block_rows),
+            rows: bound(index)..bound(index + 1),
             keys,
             shares_keys: self.blocks_per_unit > 1,
         }
     }
 }
 
-/// Runs a checked call; returns which blocks were begun, if it was stopped not all. Each worker on a scratch of its own; the workspace's partials have room for [`Grid::splits`] if
-/// there is more than one.
+/// Runs a checked call; returns which tasks were begun: if it was stopped, not all. Each worker has a scratch of its own,
+/// and the workspace's partials have room for [`Grid::splits`] if there is more than one.
 pub(crate) fn run<T: Element>(
     engine: Engine,
     call: &Call<'_, T>,
@@ -94,7 +137,8 @@ pub(crate) fn run<T: Element>(
     }
     let per_unit = grid.blocks_per_unit;
     parallel::for_each_task_until(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
-        let block = grid.block(call, task / per_unit, per_unit - 1 - task % per_unit, None);
+        let unit = task / per_unit;
+        let block = grid.block(call, unit, grid.nth_block(call, unit, task % per_unit), None);
         engine.dispatch(BlockKernel {
             call,
             block: &block,

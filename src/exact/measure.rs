@@ -11,7 +11,7 @@
 //! row sum's: bits do not depend on threads or blocks, nor on the level among those that fuse. Nothing here touches what
 //! the output is made of.
 
-use super::block::BlockRow;
+use super::block::{BlockRow, count_in};
 use crate::isa::Isa;
 use crate::mask::{TILE, TileBits, set_range};
 use crate::math;
@@ -164,7 +164,7 @@ pub(crate) fn weigh_measured<I: Isa>(
     bits: Option<&TileBits>,
 ) {
     sums.rescale(isa, &row.state, factor);
-    sums.keys += bits.map_or(columns.len(), |bits| bits.iter().map(|word| word.count_ones() as usize).sum());
+    sums.keys += bits.map_or(columns.len(), |bits| count_in(bits, &columns));
     let mut energy = Energy([isa.splat(0.0); 2]);
     for part in 0..SUM_LANES / I::LANES {
         energy.0[part] = isa.load(&sums.energy[part * I::LANES..]);

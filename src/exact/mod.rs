@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `call.rs`, `sequence.rs` | operands checked and resolved |
 //! | `block.rs` | the loop above, for some rows of a head |
+//! | `columns.rs` | which columns of a tile are worked on |
 //! | `tier.rs` | what this order and that of bf16 dot products differ in |
 //! | `fma.rs`, `bf16_dot.rs` | the two |
 //! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
@@ -35,6 +36,7 @@ pub(crate) mod bf16_dot;
 #[allow(unsafe_code, reason = "a block's rows are its task's")]
 pub(crate) mod block;
 pub(crate) mod call;
+pub(crate) mod columns;
 #[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod finish;
 pub(crate) mod fma;

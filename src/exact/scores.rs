@@ -5,8 +5,9 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, GroupShape, Visible, describe_row, shape_row, weigh_group};
+use super::block::{Block, BlockRow, GroupShape, Visible, describe_row, row_bits, shape_row, weigh_group};
 use super::call::Call;
+use super::columns::Columns;
 use super::finish::with_sink;
 use super::measure::Details;
 use super::tier::{Engine, Tier, TierKernel};
@@ -173,9 +174,11 @@ fn score_tile<I: Isa, E: Tier<I>, T: Element>(
     tile: &Range<usize>,
 ) {
     let Scratch { rows, operands, scores, .. } = scratch;
-    E::enter_tile(isa, source, operands, tile);
-    let columns = 0..tile.len().next_multiple_of(16);
-    E::score_group(isa, source, operands, 0..rows.len(), tile, &columns, scores);
+    let columns = Columns::up_to(tile.len());
+    E::enter_tile(isa, source, operands, tile, columns);
+    for run in columns.runs() {
+        E::score_group(isa, source, operands, 0..rows.len(), tile, &run, scores);
+    }
 }
 
 /// Leaves each row's final maximum and sum, sink included, in its total.
@@ -198,7 +201,8 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
             }
         }
         let Scratch { rows, scores, bits, .. } = &mut *scratch;
-        weigh_group(isa, call, (rows, None), &tile, &GroupShape::all_columns(tile.len()), scores, bits);
+        let shape = GroupShape::all_columns(call, rows, &tile, bits);
+        weigh_group(isa, call, (rows, None), &tile, &shape, scores, bits);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);
@@ -238,12 +242,18 @@ fn write_row<I: Isa, T: Element>(
         ScoreStage::Raw => {}
         ScoreStage::Capped => call.rules.cap(isa, scores, columns.clone()),
         ScoreStage::Biased | ScoreStage::Softmax => {
-            visible = shape_row(isa, call, row, tile, &columns, scores, &mut bits);
+            if call.mask.has_bits() {
+                bits = row_bits(call, row, tile);
+            }
+            visible = shape_row(isa, call, row, tile, Columns::up_to(tile.len()), scores, &mut bits);
         }
     }
     let empty = stage == ScoreStage::Softmax && !seen;
-    let bits =
-        if empty { TileBits::default() } else { *visible.masked(&bits).unwrap_or(&[u64::MAX; TILE / 64]) };
+    let bits = if empty {
+        TileBits::default()
+    } else {
+        *visible.masked(&bits, &columns).unwrap_or(&[u64::MAX; TILE / 64])
+    };
     for column in columns.step_by(I::LANES) {
         let scores = &mut scores[column..];
         let allowed = mask_at(isa, &bits, column);

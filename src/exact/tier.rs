@@ -9,6 +9,7 @@
 use super::bf16_dot::Bf16DotTier;
 use super::block::{Block, BlockRow};
 use super::call::Call;
+use super::columns::Columns;
 use super::fma::FmaTier;
 use super::sequence::Sequence;
 use super::workspace::Operands;
@@ -40,12 +41,13 @@ pub(crate) trait Tier<I: Isa> {
         keys: &Range<usize>,
     ) -> Self::Source<'a, T>;
 
-    /// Lays out a tile's keys and values, if that is to be done tile by tile.
+    /// Lays out a tile's keys and values, those that hold `columns`, if that is to be done tile by tile.
     fn enter_tile<T: Element>(
         isa: I,
         source: &Self::Source<'_, T>,
         operands: &mut Operands,
         tile: &Range<usize>,
+        columns: Columns,
     );
 
     /// Scaled dot products of the block's rows `group` (at most [`MAX_ROWS`](crate::kernel::MAX_ROWS)) with a tile's
@@ -60,7 +62,7 @@ pub(crate) trait Tier<I: Isa> {
         scores: &mut [f32],
     );
 
-    /// Adds a tile's values, times weights laid out like scores, to the accumulators of a group.
+    /// Adds values of a run of a tile's columns, times weights laid out like scores, to the accumulators of a group.
     fn accumulate_group<T: Element>(
         isa: I,
         source: &Self::Source<'_, T>,
@@ -72,7 +74,7 @@ pub(crate) trait Tier<I: Isa> {
     );
 }
 
-/// Which columns of a tile to add up.
+/// Which of a run of a tile's columns to add up.
 pub(crate) struct Runs {
     /// Runs of columns, ascending, and whether some row's weights there may be marked as removed.
     pub(crate) runs: [(Range<usize>, bool); 3],

@@ -47,7 +47,7 @@ pub(crate) struct Operands {
     pub(crate) pairs: PairOperands,
     /// Pairs between rows of paired values.
     pub(crate) v_stride: usize,
-    packed: Option<Packed>,
+    packed: Packed,
 }
 
 /// Operands of the bf16 tier, laid out as [`super::bf16_dot`] says.
@@ -63,8 +63,9 @@ pub(crate) struct PairOperands {
 /// Which panels of which head lie packed in scratch.
 #[derive(Debug)]
 struct Packed {
-    head: [usize; 2],
-    panels: Range<usize>,
+    head: Option<[usize; 2]>,
+    /// A bit for each panel there is room for.
+    panels: Vec<u64>,
 }
 
 /// How large scratch has to be, in elements of 4 bytes: `f32`, or [`Pair`].
@@ -75,6 +76,8 @@ pub(crate) struct ScratchSizes {
     acc_stride: usize,
     queries: usize,
     keys: usize,
+    /// Panels of keys.
+    panels: usize,
     /// Packed values.
     values: usize,
     /// Weights of the bf16 tier.
@@ -104,6 +107,7 @@ impl ScratchSizes {
                 acc_stride,
                 queries: rows.checked_mul(dims)?,
                 keys: keys.checked_mul(dims)?,
+                panels: keys.div_ceil(PANEL),
                 values: values.checked_mul(acc_stride)?,
                 weights: if bf16_dot { MAX_ROWS * TILE / 2 } else { 0 },
             })
@@ -116,12 +120,13 @@ impl ScratchSizes {
     }
 
     /// How much there is of everything; scratch serves where none of it is more.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 8] {
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 9] {
         let in_tier = |tier, size| if self.bf16_dot == tier { size } else { 0 };
         [
             ("elements for sums", self.acc),
             ("elements for queries", in_tier(false, self.queries)),
             ("elements for keys", in_tier(false, self.keys)),
+            ("panels of keys", self.panels),
             ("elements for values", in_tier(false, self.values)),
             ("pairs for queries in bf16", in_tier(true, self.queries)),
             ("pairs for keys in bf16", in_tier(true, self.keys)),
@@ -165,7 +170,7 @@ impl Scratch {
 
     /// Forgets packed keys and takes on a plan's strides; every call starts with it.
     pub(crate) fn start(&mut self, sizes: &ScratchSizes) {
-        self.operands.packed = None;
+        self.operands.packed.head = None;
         self.operands.v_stride = sizes.acc_stride;
         self.acc_stride = sizes.acc_stride;
         self.stopped_in = None;
@@ -187,6 +192,10 @@ impl Operands {
     fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let singles = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { 0 } else { len });
         let pairs = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { len } else { 0 });
+        let (mut panels, words) = (Vec::new(), sizes.panels.div_ceil(64));
+        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: words.saturating_mul(8) };
+        panels.try_reserve_exact(words).map_err(error)?;
+        panels.resize(words, 0);
         Ok(Self {
             queries: singles(sizes.queries)?,
             panels: singles(sizes.keys)?,
@@ -198,25 +207,23 @@ impl Operands {
                 weights: pairs(sizes.weights)?,
             },
             v_stride: sizes.acc_stride,
-            packed: None,
+            packed: Packed { head: None, panels },
         })
     }
 
-    /// Notes that the panels holding `keys` of a head will lie packed at their own place, and returns those that have to
-    /// be packed for it: before and after what is there already.
-    pub(crate) fn missing_panels(&mut self, head: [usize; 2], keys: &Range<usize>) -> [Range<usize>; 2] {
-        let wanted = keys.start / PANEL..keys.end.div_ceil(PANEL);
-        let have = match &self.packed {
-            Some(Packed { head: of, panels })
-                if *of == head && panels.start <= wanted.end && wanted.start <= panels.end =>
-            {
-                panels.clone()
-            }
-            _ => wanted.start..wanted.start,
-        };
-        let panels = have.start.min(wanted.start)..have.end.max(wanted.end);
-        self.packed = Some(Packed { head, panels });
-        [wanted.start..have.start, have.end..wanted.end]
+    /// The first run among some panels of a head that does not lie packed at its own place, noted as if it did: the caller
+    /// packs it.
+    pub(crate) fn missing_panels(&mut self, head: [usize; 2], panels: &Range<usize>) -> Option<Range<usize>> {
+        let Packed { head: of, panels: bits } = &mut self.packed;
+        if *of != Some(head) {
+            bits.fill(0);
+            *of = Some(head);
+        }
+        let is_there = |panel: usize| bits[panel / 64] >> (panel % 64) & 1 == 1;
+        let start = panels.clone().find(|&panel| !is_there(panel))?;
+        let end = (start..panels.end).find(|&panel| is_there(panel)).unwrap_or(panels.end);
+        (start..end).for_each(|panel| bits[panel / 64] |= 1 << (panel % 64));
+        Some(start..end)
     }
 
     fn bytes(&self) -> usize {

@@ -56,7 +56,7 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
 /// Dimensions of a panel of packed values: what a register tile of [`crate::isa::avx2`]'s level has.
 pub(crate) const VALUE_PANEL: usize = 16;
 
-/// Values of the keys `keys` as `out[panel of dimensions][key][VALUE_PANEL]`, panels `rows` keys long; dimensions that do
+/// Values of the keys `keys` as `out[panel of dimensions][key][VALUE_PANEL]`, panels `rows` keys apart; dimensions that do
 /// not exist become zero. A register tile then reads one run of memory, where rows would have it visit as few cache sets
 /// as there are lines between pieces of 64 bytes.
 #[inline(always)]
@@ -67,7 +67,7 @@ pub(crate) fn pack_values<I: Isa, T: Element>(
     rows: usize,
     out: &mut [f32],
 ) {
-    for (panel, out) in out.chunks_exact_mut(rows * VALUE_PANEL).enumerate() {
+    for (panel, out) in out.chunks_mut(rows * VALUE_PANEL).enumerate() {
         let first = panel * VALUE_PANEL;
         if first >= values.v_dim {
             return;

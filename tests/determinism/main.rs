@@ -24,6 +24,14 @@ fn large_cases() -> Vec<Case> {
         Case { rules: Rules { allowed: Some(0.5), ..Rules::NONE }, types: TYPES[3], ..base },
         Case { rules: Rules { alibi: true, sinks: true, ..Rules::CAUSAL }, storage: Storage::Panels, ..base },
         Case { rules: Rules::CAUSAL, types: TYPES[1], storage: Storage::Panels, ..base },
+        Case { seed: 32, rules: Rules { blocks: true, ..Rules::NONE }, q_len: 330, ..base },
+        Case {
+            seed: 35,
+            rules: Rules { blocks: true, ..Rules::CAUSAL },
+            types: TYPES[1],
+            storage: Storage::Panels,
+            ..base
+        },
     ];
     let decoding = [
         decode,

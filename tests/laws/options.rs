@@ -2,6 +2,7 @@
 
 use crate::common::cases::*;
 use crate::for_normal_cases;
+use lucid_attention::sparse::{BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{Dropout, Inputs, Intervals, Mask, QueryStart, Ragged, Span, View};
 
 /// I19: options at their limits are no options.
@@ -27,6 +28,9 @@ fn options_at_their_limits() {
         let yes = [true];
         let dense = View::new(&yes, [1; 4]).expect("a mask");
         agree(&inputs.mask(Mask::NONE.allowed(dense)), &none, "everything allowed");
+        let everything = BlockLayout::from_blocks(BlockGrid::square(2 * far, 16), |_, _| true);
+        let everything = BlockMask::from(everything.expect("a layout"));
+        agree(&inputs.mask(Mask::NONE.blocks(&everything)), &none, "every block");
         let zero = [0.0f32];
         agree(&inputs.bias(View::new(&zero, [1; 4]).expect("a bias")), &none, "a bias of 0");
         agree(&inputs.alibi(&[0.0; 4]), &none, "slopes of 0");
@@ -56,6 +60,8 @@ fn options_bind() {
     let offsets: Vec<usize> = (0..=8).collect();
     let spans = [Span { start: 1, end: 7 }; 8];
     let intervals = Intervals::new([1, 1, 8], &offsets, &spans).expect("spans");
+    let diagonal = BlockLayout::from_blocks(BlockGrid::square(8, 2), |row, column| row == column);
+    let blocks = BlockMask::from(diagonal.expect("a layout"));
     let ragged = Ragged { q_bounds: &[0, 3, 8], kv_bounds: &[0, 4, 8] };
     let window = base.mask(Mask::NONE.window(Some(2), Some(2)));
     let toggled = [
@@ -82,6 +88,7 @@ fn options_bind() {
         ("kv_lens", base, base.mask(Mask::NONE.kv_lens(&[6]))),
         ("documents", base, base.mask(Mask::NONE.documents(&[0, 3, 8]))),
         ("intervals", base, base.mask(Mask::NONE.intervals(intervals))),
+        ("blocks", base, base.mask(Mask::NONE.blocks(&blocks))),
         ("allowed", base, base.mask(Mask::NONE.allowed(dense))),
         ("bias", base, base.bias(View::new(&number, shape).expect("a bias"))),
         ("bias in f16", base, base.bias(View::new(&half, shape).expect("a bias"))),

@@ -4,6 +4,7 @@
 //! follows from it: values, lengths, boundaries, masks. [`Case::operands`] makes them, in the layout the case names and
 //! in memory that ends or begins at an inaccessible page if asked; [`run`] makes the call.
 
+pub mod blocks;
 mod call;
 mod memory;
 mod operands;

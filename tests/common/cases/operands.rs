@@ -2,9 +2,10 @@
 
 use super::memory::{contiguous, rows_of, strides};
 use super::values::Numbers;
-use super::{Case, Operand, Place, Rng, Rules, Start, Storage, slice};
+use super::{Case, Operand, Place, Rng, Rules, Start, Storage, blocks, slice};
 use half::{bf16, f16};
 use lucid_attention::DType::{self, F16, F32};
+use lucid_attention::sparse::BlockMask;
 use lucid_attention::{
     AnyView, Element, Inputs, Intervals, KeyPanels, Keys, Mask, QueryStart, Ragged, Span, View,
 };
@@ -41,6 +42,11 @@ impl Case {
             spans.extend(ends[1..].chunks_exact(2).map(|ends| Span { start: ends[0], end: ends[1] }));
             offsets.push(spans.len());
         }
+
+        let blocks = rules.blocks.then(|| {
+            // Most where queries are likely to stand.
+            blocks::draw(rng, [sequences, q_heads], [longest_q + longest_kv, longest_kv])
+        });
 
         let dense = |rng: &mut Rng| {
             [sequences, q_heads, longest_q, longest_kv].map(|n| if rng.chance(0.3) { 1 } else { n })
@@ -80,6 +86,7 @@ impl Case {
             interval_shape,
             offsets,
             spans,
+            blocks,
             allowed,
             bias,
             slopes,
@@ -176,6 +183,7 @@ pub struct Operands<Q: Element, T: Element> {
     interval_shape: [usize; 3],
     offsets: Vec<usize>,
     spans: Vec<Span>,
+    pub blocks: Option<BlockMask>,
     pub allowed: Option<Operand<bool>>,
     bias: Option<Bias>,
     slopes: Vec<f32>,
@@ -209,6 +217,9 @@ impl<Q: Element, T: Element> Operands<Q, T> {
         if intervals {
             let list = Intervals::new(self.interval_shape, &self.offsets, &self.spans);
             mask = mask.intervals(list.expect("sorted spans"));
+        }
+        if let Some(blocks) = &self.blocks {
+            mask = mask.blocks(blocks);
         }
         allowed.map_or(mask, |allowed| mask.allowed(allowed))
     }

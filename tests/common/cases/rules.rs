@@ -26,6 +26,8 @@ pub struct Rules {
     pub kv_lens: bool,
     pub documents: bool,
     pub intervals: bool,
+    /// Layouts of blocks, drawn for sequences and heads.
+    pub blocks: bool,
     /// A dense mask that allows this share of keys.
     pub allowed: Option<f64>,
     /// A dense bias stored like this, one entry in ten -inf.
@@ -49,6 +51,7 @@ impl Rules {
         kv_lens: false,
         documents: false,
         intervals: false,
+        blocks: false,
         allowed: None,
         bias: None,
         alibi: false,
@@ -71,7 +74,7 @@ impl Rules {
     ];
 
     /// Changes to rules, one for each thing that can be asked for.
-    pub const OPTIONS: [fn(&mut Rules); 22] = [
+    pub const OPTIONS: [fn(&mut Rules); 23] = [
         |rules| rules.start = Some(Start::TopLeft),
         |rules| rules.start = Some(Start::BottomRight),
         |rules| rules.start = Some(Start::At(-3)),
@@ -85,6 +88,7 @@ impl Rules {
         |rules| rules.kv_lens = true,
         |rules| rules.documents = true,
         |rules| rules.intervals = true,
+        |rules| rules.blocks = true,
         |rules| rules.allowed = Some(0.0),
         |rules| rules.allowed = Some(0.5),
         |rules| rules.allowed = Some(0.99),

@@ -1,0 +1,177 @@
+//! Buckets by random rotations: the nearest of the axes of a random frame, and their opposites.
+
+use super::super::layout::reserved;
+use crate::element::Element;
+use crate::error::{AttentionError, check_size};
+use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::product::Fma;
+use crate::kernel::score::{Panels, ScoreRows, score_panels};
+use crate::kernel::{MAX_ROWS, rows_const};
+use crate::panels::{KeyPanels, PANEL};
+use crate::view::View;
+
+/// The directions that tokens are hashed by: `buckets / 2` for each round, and for each head or for all.
+#[derive(Debug)]
+pub struct Rotations {
+    /// `[1, heads, rounds * buckets / 2, dim]`.
+    directions: KeyPanels<f32>,
+    rounds: usize,
+    buckets: usize,
+}
+
+impl Rotations {
+    /// Independent normal numbers, the same for the same seed everywhere; `heads` is 1 to serve all.
+    ///
+    /// # Errors
+    /// `buckets` is odd or 0, another size is 0, or memory cannot be had.
+    pub fn seeded(
+        seed: u64,
+        heads: usize,
+        dim: usize,
+        rounds: usize,
+        buckets: usize,
+    ) -> Result<Self, AttentionError> {
+        let len = size([heads, dim, rounds, buckets / 2])?;
+        let mut values = reserved(len)?;
+        let mut state = seed;
+        while values.len() < len {
+            // Box and Muller; the one uniform in (0, 1], the other in [0, 1).
+            let [a, b] =
+                [(); 2].map(|()| (super::super::next_random(&mut state) >> 11) as f64 / (1u64 << 53) as f64);
+            let radius = (-2.0 * (1.0 - a).ln()).sqrt();
+            let angle = std::f64::consts::TAU * b;
+            values.push((radius * angle.cos()) as f32);
+            if values.len() < len {
+                values.push((radius * angle.sin()) as f32);
+            }
+        }
+        Self::import(heads, dim, rounds, buckets, &values)
+    }
+
+    /// Someone else's: `[heads, dim, rounds, buckets / 2]`, contiguous, which is how Hugging Face's Reformer and, with one
+    /// head, reformer-pytorch have them.
+    ///
+    /// # Errors
+    /// As [`Rotations::seeded`]; or there is another number of values.
+    pub fn import(
+        heads: usize,
+        dim: usize,
+        rounds: usize,
+        buckets: usize,
+        values: &[f32],
+    ) -> Result<Self, AttentionError> {
+        check_buckets(buckets)?;
+        for (operand, size) in [("heads", heads), ("head_dim", dim), ("rounds", rounds)] {
+            if size == 0 {
+                return Err(AttentionError::Value { operand, expected: "at least 1", got: "0".to_owned() });
+            }
+        }
+        let expected = size([heads, dim, rounds, buckets / 2])?;
+        check_size("rotations", "elements", expected, values.len())?;
+        let count = rounds * (buckets / 2);
+        // Rows of a matrix whose columns are the directions.
+        let mut rows = reserved(expected)?;
+        for head in values.chunks_exact(dim * count) {
+            for direction in 0..count {
+                rows.extend(head.iter().skip(direction).step_by(count));
+            }
+        }
+        let directions = KeyPanels::from_rows(View::new(&rows, [1, heads, count, dim])?, count)?;
+        Ok(Self { directions, rounds, buckets })
+    }
+
+    /// The bucket of every token of `x`, `[batch, heads, tokens, dim]`, in every round: `[batch, heads, rounds, tokens]`, numbers
+    /// below `buckets`. The first of equals counts, as it does for `argmax`; a token of NaN has bucket 0.
+    ///
+    /// # Errors
+    /// `x` has other heads (unless there is one frame for all) or another size than the rotations, memory cannot be had, or
+    /// `LUCID_LEVEL` names a level that is not there.
+    pub fn buckets<T: Element>(&self, x: View<'_, T>) -> Result<Vec<u32>, AttentionError> {
+        let [batch, heads, tokens, dim] = x.shape();
+        let [_, own, _, own_dim] = self.directions.shape();
+        check_size("x", "head_dim", own_dim, dim)?;
+        if own != 1 {
+            check_size("x", "heads", own, heads)?;
+        }
+        let len = size([batch, heads, self.rounds, tokens])?;
+        let mut buckets = reserved(len)?;
+        buckets.resize(len, 0);
+        let columns = (self.rounds * (self.buckets / 2)).next_multiple_of(16);
+        let scores = reserved(MAX_ROWS * columns)?;
+        let rows = reserved(MAX_ROWS * dim)?;
+        Level::detect()?.dispatch(Hash { rotations: self, x, columns, rows, scores, buckets: &mut buckets });
+        Ok(buckets)
+    }
+}
+
+pub(super) fn check_buckets(buckets: usize) -> Result<(), AttentionError> {
+    if buckets > 0 && buckets.is_multiple_of(2) && u32::try_from(buckets).is_ok() {
+        return Ok(());
+    }
+    let (expected, got) = ("an even number, at least 2", buckets.to_string());
+    Err(AttentionError::Value { operand: "buckets", expected, got })
+}
+
+pub(super) fn size<const N: usize>(sizes: [usize; N]) -> Result<usize, AttentionError> {
+    let size = sizes.iter().try_fold(1usize, |size, &n| size.checked_mul(n));
+    size.ok_or(AttentionError::SizeOverflow { operand: "LSH attention" })
+}
+
+struct Hash<'a, T> {
+    rotations: &'a Rotations,
+    x: View<'a, T>,
+    /// Scores of a token, rounded up to vectors.
+    columns: usize,
+    rows: Vec<f32>,
+    scores: Vec<f32>,
+    buckets: &'a mut [u32],
+}
+
+impl<T: Element> Kernel for Hash<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Hash { rotations, x, columns, mut rows, mut scores, buckets } = self;
+        let [batch, heads, tokens, dim] = x.shape();
+        let (rounds, half) = (rotations.rounds, rotations.buckets / 2);
+        scores.resize(MAX_ROWS * columns, 0.0);
+        for head in 0..batch * heads {
+            let (b, h) = (head / heads, head % heads);
+            let own = if rotations.directions.shape()[1] == 1 { 0 } else { h };
+            let panels = rotations.directions.head(0, own);
+            assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
+            for first in (0..tokens).step_by(MAX_ROWS) {
+                let count = MAX_ROWS.min(tokens - first);
+                rows.clear();
+                for token in first..first + count {
+                    rows.extend((0..dim).map(|d| x.get([b, h, token, d]).map_or(f32::NAN, |x| x.to_f32())));
+                }
+                let panels = Panels { data: panels, from_memory: false };
+                let out = ScoreRows { out: &mut scores, stride: columns, scale: () };
+                rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, &rows, dim, panels, 0..columns, out));
+                for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
+                    for (round, scores) in scores.chunks_exact(half).enumerate().take(rounds) {
+                        buckets[(head * rounds + round) * tokens + token] = nearest(scores);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The first of the largest of some numbers and their opposites, which come after them.
+fn nearest(scores: &[f32]) -> u32 {
+    let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+    for (index, &score) in scores.iter().enumerate() {
+        if score > best {
+            (best, at) = (score, index);
+        }
+    }
+    for (index, &score) in scores.iter().enumerate() {
+        if -score > best {
+            (best, at) = (-score, scores.len() + index);
+        }
+    }
+    at as u32
+}
