@@ -28,6 +28,7 @@ mod interop;
 #[allow(unsafe_code, reason = "vector intrinsics and the target-feature shims around them")]
 mod isa;
 mod kernel;
+pub mod linear;
 mod mask;
 pub mod math;
 mod merge;
