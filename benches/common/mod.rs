@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each bench uses its own part")]
 
 pub(crate) mod pages;
+pub(crate) mod rounds;
 
 use lucid_attention::Element;
 use std::fmt;

@@ -1,48 +1,45 @@
 //! L1: every form is the same sum, weights sum to 1, rows are means.
 
-use super::case::Case;
+use super::case::{Case, Decay, Operands};
 use super::definition::{definition, maps};
 use super::{difference, levels};
-use lucid_attention::linear::{FeatureMap, LinearPlan, LinearState};
+use lucid_attention::linear::{FeatureMap, LinearInputs, LinearPlan, LinearState, LogDecay};
 use lucid_attention::{View, ViewMut};
 use std::ops::Range;
+
+/// Where some tokens of a contiguous operand start, their shape and strides.
+fn part([batch, heads, len, dim]: [usize; 4], tokens: &Range<usize>) -> (usize, [usize; 4], [usize; 4]) {
+    let strides = [heads * len * dim, len * dim, dim, 1];
+    (tokens.start * dim, [batch, heads, tokens.len(), dim], strides)
+}
+
+fn view<'a>(data: &'a [f32], shape: [usize; 4], tokens: &Range<usize>) -> View<'a, f32> {
+    let (start, shape, strides) = part(shape, tokens);
+    View::with_strides(&data[start..], shape, strides).expect("a part")
+}
 
 /// A causal call in pieces, each continuing the state of those before.
 pub(crate) fn in_pieces(
     case: &Case,
     plan: &LinearPlan,
-    operands: &super::case::Operands<f32>,
+    operands: &Operands<f32>,
     pieces: &[Range<usize>],
 ) -> (Vec<f32>, LinearState) {
     let mut state = plan.state(case.batch).expect("memory");
     let mut workspace = plan.workspace().expect("memory");
     let mut out = vec![f32::NAN; case.out_shape().iter().product()];
     for tokens in pieces {
-        let slice = |shape: [usize; 4]| {
-            let [batch, heads, len, dim] = shape;
-            (tokens.start * dim, [batch, heads, tokens.len(), dim], [heads * len * dim, len * dim, dim, 1])
+        let q = view(&operands.q, case.q_shape(), tokens);
+        let k = view(&operands.k, case.k_shape(), tokens);
+        let v = view(&operands.v, case.v_shape(), tokens);
+        let decays = view(&operands.per_token, [case.batch, case.heads[1], case.kv_len, 1], tokens);
+        let inputs = LinearInputs::new(q, k, v).causal();
+        let inputs = match case.decay {
+            None => inputs,
+            Some(Decay::PerHead) => inputs.log_decay(LogDecay::PerHead(&operands.per_head)),
+            Some(Decay::PerToken) => inputs.log_decay(LogDecay::PerToken(decays)),
         };
-        let view = |data, shape| {
-            let (start, shape, strides) = slice(shape);
-            View::with_strides(&data[start..], shape, strides).expect("a part")
-        };
-        let mut inputs = lucid_attention::linear::LinearInputs::new(
-            view(&operands.q[..], case.q_shape()),
-            view(&operands.k[..], case.k_shape()),
-            view(&operands.v[..], case.v_shape()),
-        )
-        .causal();
-        match case.decay {
-            None => {}
-            Some(super::case::Decay::PerHead) => {
-                inputs = inputs.log_decay(lucid_attention::linear::LogDecay::PerHead(&operands.per_head));
-            }
-            Some(super::case::Decay::PerToken) => {
-                let decays = view(&operands.per_token[..], [case.batch, case.heads[1], case.kv_len, 1]);
-                inputs = inputs.log_decay(lucid_attention::linear::LogDecay::PerToken(decays));
-            }
-        }
-        let (start, shape, strides) = slice(case.out_shape());
+        let (start, shape, strides) = part(case.out_shape(), tokens);
         let target = ViewMut::with_strides(&mut out[start..], shape, strides).expect("a part");
         plan.extend(&inputs, target, &mut state, &mut workspace).expect("a call that fits");
     }

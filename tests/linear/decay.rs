@@ -52,7 +52,7 @@ fn fast_decays() {
         let expected = definition(&case, &operands);
         for level in levels() {
             let off = difference(&case.run(level, &operands), &expected);
-            assert!(off <= 3e-4, "{level}: off by {off}, {case:?}"); // exponents of thousands cancel
+            assert!(off <= 2e-3, "{level}: off by {off}, {case:?}"); // differences of thousands
         }
     }
 }

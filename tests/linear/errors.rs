@@ -49,7 +49,7 @@ fn plans() {
 
 /// A call with something wrong, and whether the output is as before.
 fn refused(case: &Case, change: impl FnOnce(&mut LinearInputs<'_>)) -> AttentionError {
-    let plan = Case { ..case.clone() }.plan(Level::Portable);
+    let plan = case.plan(Level::Portable);
     let operands = case.operands::<f32>();
     let mut inputs = case.inputs(&operands);
     change(&mut inputs);

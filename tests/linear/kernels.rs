@@ -198,10 +198,10 @@ fn output_errors() {
         };
         (0..4).map(error).sum::<f64>() / 4.0
     };
-    let directions = |features, seed| Projection::orthogonal(features, 64, Norms::Chi, seed + 40).unwrap();
-    let favor = |features| move |seed, _| FeatureMap::Positive(directions(features, seed));
-    let optimal = |features| {
-        move |seed, mean_square| {
+    let directions = |features: usize, seed: u64| Projection::orthogonal(features, 64, Norms::Chi, seed + 40).unwrap();
+    let favor = |features: usize| move |seed: u64, _: f64| FeatureMap::Positive(directions(features, seed));
+    let optimal = |features: usize| {
+        move |seed: u64, mean_square: f64| {
             let formula = Estimate { mean_square, head_dim: 64, features };
             FeatureMap::Optimal { projection: directions(features, seed), a: formula.best_a() as f32 }
         }
