@@ -21,7 +21,8 @@ pub(crate) fn print(maps: &[Map], most: usize, rounds: usize) {
 }
 
 fn compare(map: Map, len: usize, rounds: usize) -> [f64; 3] {
-    let case = Case { batch: 1, q_heads: HEADS, kv_heads: HEADS, q_len: 1, kv_len: len, dim: DIM, causal: true };
+    let case =
+        Case { batch: 1, q_heads: HEADS, kv_heads: HEADS, q_len: 1, kv_len: len, dim: DIM, causal: true };
     let mut tensors = Tensors::<f32>::new(&case);
     tensors.q.iter_mut().chain(&mut tensors.k).for_each(|x| *x *= 0.25);
     let q = View::new(&tensors.q, case.q_shape()).expect("q fits its shape");

@@ -141,7 +141,11 @@ fn main() -> ExitCode {
         }
     }
     if options.wants("decode") {
-        decode::print(&[Map::Positive(256), Map::Elu], if options.quick { 4096 } else { 65536 }, options.rounds);
+        decode::print(
+            &[Map::Positive(256), Map::Elu],
+            if options.quick { 4096 } else { 65536 },
+            options.rounds,
+        );
     }
     ExitCode::SUCCESS
 }

@@ -198,7 +198,8 @@ fn output_errors() {
         };
         (0..4).map(error).sum::<f64>() / 4.0
     };
-    let directions = |features: usize, seed: u64| Projection::orthogonal(features, 64, Norms::Chi, seed + 40).unwrap();
+    let directions =
+        |features: usize, seed: u64| Projection::orthogonal(features, 64, Norms::Chi, seed + 40).unwrap();
     let favor = |features: usize| move |seed: u64, _: f64| FeatureMap::Positive(directions(features, seed));
     let optimal = |features: usize| {
         move |seed: u64, mean_square: f64| {
