@@ -115,7 +115,7 @@ fn kept_bits(dropout: &Dropout, row: MaskRow, tile_start: usize, columns: Range<
 }
 
 /// Philox4x32-10 of one counter.
-fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let mut counters = counter.map(|word| [word]);
     rounds(&mut counters, key);
     counters.map(|[word]| word)

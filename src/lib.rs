@@ -5,7 +5,8 @@
 //! Users meet [`Inputs`] (what a call reads), [`Outputs`] (what it writes), [`Mask`], [`View`], [`Plan`] and
 //! [`KvCache`], or the whole layer, [`module::MultiHeadAttention`]; [`mod@reference`] defines what all of it means.
 //! Contributors start with `exact/mod.rs`, the order of operations, then `exact/block.rs`, `mask.rs`, `softmax.rs` and
-//! `tile.rs`; the layer starts with `module/mod.rs`, attention over a memory's steps with `titans/mod.rs`.
+//! `tile.rs`; the layer starts with `module/mod.rs`, attention over a memory's steps with `titans/mod.rs`, linear
+//! attention with `linear/mod.rs`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(all(target_arch = "x86_64", not(lucid_force_portable))),
@@ -30,6 +31,7 @@ mod interop;
 #[allow(unsafe_code, reason = "vector intrinsics and the target-feature shims around them")]
 mod isa;
 mod kernel;
+pub mod linear;
 mod mask;
 pub mod math;
 mod merge;

@@ -286,14 +286,19 @@ pub(crate) fn log2(x: f32) -> f32 {
     if !(x > 0.0 && x < f32::INFINITY) {
         return if x > 0.0 { x } else { f32::NAN };
     }
+    log2_f64(f64::from(x)) as f32
+}
+
+/// The binary logarithm of a positive, normal number, steps 2 and 3 of [`log2`] without the rounding: within some 2^-50.
+pub(crate) fn log2_f64(x: f64) -> f64 {
     // Subtracting the bits of sqrt(1/2) makes the exponent field step at the ends of the range of m.
-    let bits = f64::from(x).to_bits();
+    let bits = x.to_bits();
     let exponent = (bits.wrapping_sub(std::f64::consts::FRAC_1_SQRT_2.to_bits()) as i64) >> 52;
     let m = f64::from_bits(bits.wrapping_sub((exponent as u64) << 52));
     let y = (m - 1.0) / (m + 1.0);
     let square = y * y;
     let series = (0..12).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
-    (exponent as f64 + 2.0 * std::f64::consts::LOG2_E * (y * series)) as f32
+    exponent as f64 + 2.0 * std::f64::consts::LOG2_E * (y * series)
 }
 
 #[cfg(test)]

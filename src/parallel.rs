@@ -133,12 +133,29 @@ pub(crate) fn for_each_part<P: Send>(
     if workers <= 1 {
         parts.for_each(work);
     } else {
-        deal_parts(parts, workers.min(MAX_PARTS), work);
+        deal_parts(parts, &mut [(); MAX_PARTS][..workers.min(MAX_PARTS)], &|part, ()| work(part));
+    }
+}
+
+/// [`for_each_part`] on as many workers as there are `scratches`.
+pub(crate) fn for_each_part_with<P: Send, S: Send>(
+    parts: impl Iterator<Item = P>,
+    scratches: &mut [S],
+    work: &(impl Fn(P, &mut S) + Sync),
+) {
+    if let [only] = scratches {
+        parts.for_each(|part| work(part, only));
+    } else {
+        deal_parts(parts, scratches, work);
     }
 }
 
 #[inline(never)] // its frame has room for all parts
-fn deal_parts<P: Send>(mut parts: impl Iterator<Item = P>, workers: usize, work: &(impl Fn(P) + Sync)) {
+fn deal_parts<P: Send, S: Send>(
+    mut parts: impl Iterator<Item = P>,
+    scratches: &mut [S],
+    work: &(impl Fn(P, &mut S) + Sync),
+) {
     let mut count = 0;
     let places: [Mutex<Option<P>>; MAX_PARTS] = std::array::from_fn(|_| {
         let part = parts.next();
@@ -146,10 +163,10 @@ fn deal_parts<P: Send>(mut parts: impl Iterator<Item = P>, workers: usize, work:
         Mutex::new(part)
     });
     assert!(parts.next().is_none(), "there is a place for every part");
-    for_each_task(count, &mut [(); MAX_PARTS][..workers], &|task, ()| {
+    for_each_task(count, scratches, &|task, scratch: &mut S| {
         // Each number is handed out once, so the place is never locked.
         let part = places[task].try_lock().expect("nobody else asks for it").take();
-        work(part.expect("handed out once"));
+        work(part.expect("handed out once"), scratch);
     });
 }
 

@@ -1,0 +1,125 @@
+//! The gauge of exponential features: what each is relative to, so that nothing overflows and no sum vanishes.
+//!
+//! ```text
+//! key      b_jf = exp2(t_jf - C_f)                   C_f = t_jf of the key that last raised it
+//! query    a_if = exp2(t_if + C_f - M_i)             M_i = max_f (t_if + C_f)
+//! output   o_i  = sum_f a_if S_f / sum_f a_if z_f    S_f = sum_j b_jf v_j    z_f = sum_j b_jf
+//! ```
+//!
+//! `C` and `M` cancel in the quotient: exactly, but for rounding, and without an epsilon. The key that raised `C_f` has
+//! `b_jf = 1`, so `z_f >= 1`; the feature at the maximum has `a_if = 1`; all terms are at least 0: **the denominator is
+//! at least 1**. What underflows is below 2^-126 of it.
+//!
+//! A key raises `C_f` only where it exceeds it by more than 16, a factor of 65 536 that sums can bear, because each time
+//! `S_f` and `z_f` have to be rescaled. A causal row must not know of later keys, not even by a rounding, so a run of
+//! tokens that share a gauge ends before the next key that raises it: of ordinary keys the first one does and then none.
+
+use super::state::{UnitState, rescale};
+use crate::isa::{Isa, Kernel, Level};
+use crate::math::vector;
+use crate::panels::PANEL;
+use crate::softmax::exp2;
+use std::ops::Range;
+
+/// How much larger than its gauge, in log2, a feature may be.
+const HEADROOM: f32 = 16.0;
+
+/// Bits of some columns.
+#[inline(always)]
+pub(crate) fn bits(columns: &Range<usize>) -> u64 {
+    let below = |end: usize| if end >= 64 { u64::MAX } else { (1 << end) - 1 };
+    below(columns.end) & !below(columns.start)
+}
+
+/// Turns exponents of keys into features, for as many of the columns as share a gauge, and returns where these end. The
+/// gauge is raised for the first column; for all of them, which are then one run, if not `causal`.
+pub(crate) fn advance(
+    level: Level,
+    exponents: &mut [f32],
+    columns: Range<usize>,
+    causal: bool,
+    (state, v_stride): (&mut UnitState<'_>, usize),
+) -> usize {
+    level.dispatch(Advance { exponents, columns, causal, state, v_stride })
+}
+
+struct Advance<'a, 's> {
+    exponents: &'a mut [f32],
+    columns: Range<usize>,
+    causal: bool,
+    state: &'a mut UnitState<'s>,
+    v_stride: usize,
+}
+
+impl Kernel for Advance<'_, '_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> usize {
+        let Advance { exponents, columns, causal, state, v_stride } = self;
+        let first = columns.start;
+        let mut above = exceeding(isa, exponents, &columns, state.gauge);
+        if !causal && above != 0 {
+            raise(isa, exponents, columns.clone(), state, v_stride);
+            above = 0;
+        } else if above >> first & 1 == 1 {
+            raise(isa, exponents, first..first + 1, state, v_stride);
+            above = exceeding(isa, exponents, &columns, state.gauge);
+        }
+        // The first column no longer exceeds it, or never will (NaN).
+        above &= !bits(&(0..first + 1));
+        let end = columns.end.min(above.trailing_zeros() as usize);
+        for (row, &gauge) in exponents.chunks_exact_mut(PANEL).zip(state.gauge.iter()) {
+            take_power(isa, row, isa.splat(gauge), first..end);
+        }
+        end
+    }
+}
+
+/// `exp2(t - gauge)` of some columns.
+#[inline(always)]
+fn take_power<I: Isa>(isa: I, row: &mut [f32], gauge: I::F, columns: Range<usize>) {
+    let bits = bits(&columns);
+    for column in (columns.start / I::LANES * I::LANES..columns.end).step_by(I::LANES) {
+        let row = &mut row[column..];
+        let exponent = isa.load(row);
+        let power = vector::exp2(isa, isa.sub(exponent, gauge));
+        isa.store(isa.select(isa.mask((bits >> column) as u32), power, exponent), row);
+    }
+}
+
+/// Which columns exceed the gauge of some feature by more than the headroom.
+#[inline(always)]
+fn exceeding<I: Isa>(isa: I, exponents: &[f32], columns: &Range<usize>, gauge: &[f32]) -> u64 {
+    let mut above = 0;
+    for column in (columns.start / I::LANES * I::LANES..columns.end).step_by(I::LANES) {
+        let mut some = 0;
+        for (row, &gauge) in exponents.chunks_exact(PANEL).zip(gauge) {
+            some |= isa.bits(isa.lt(isa.splat(gauge + HEADROOM), isa.load(&row[column..])));
+        }
+        above |= u64::from(some) << column;
+    }
+    above & bits(columns)
+}
+
+/// Raises the gauge where some of the columns exceed it, to the largest of them.
+#[inline(always)]
+fn raise<I: Isa>(
+    isa: I,
+    exponents: &[f32],
+    columns: Range<usize>,
+    state: &mut UnitState<'_>,
+    v_stride: usize,
+) {
+    for (feature, row) in exponents.chunks_exact(PANEL).enumerate().take(state.gauge.len()) {
+        let mut max = f32::NEG_INFINITY;
+        for &exponent in &row[columns.clone()] {
+            max = if exponent > max { exponent } else { max };
+        }
+        let old = state.gauge[feature];
+        if max > old + HEADROOM {
+            rescale(isa, state, feature, v_stride, exp2(isa, old - max));
+            state.gauge[feature] = max;
+        }
+    }
+}

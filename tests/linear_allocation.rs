@@ -1,0 +1,55 @@
+//! A planned call of linear attention does not allocate: counted by the global allocator, over the whole process.
+
+#[path = "common/counting.rs"]
+mod counting;
+
+use counting::allocations;
+use lucid_attention::linear::{
+    FeatureMap, LinearInputs, LinearOptions, LinearPlan, LogDecay, Norms, Projection,
+};
+use lucid_attention::{Problem, View, ViewMut};
+
+#[test]
+fn calls_do_not_allocate() {
+    let (heads, kv_heads, dim, batch, tokens) = (4, 2, 16, 2, 1100);
+    let shapes = [heads, kv_heads].map(|heads| [batch, heads, tokens, dim]);
+    let numbers = |shape: [usize; 4]| vec![0.25f32; shape.iter().product()];
+    let (q, k, mut out) = (numbers(shapes[0]), numbers(shapes[1]), numbers(shapes[0]));
+    let view = |data, shape| View::new(data, shape).expect("sized to its shape");
+    let inputs = LinearInputs::new(view(&q[..], shapes[0]), view(&k[..], shapes[1]), view(&k[..], shapes[1]));
+    let lens = [500, 1100];
+    let inputs = inputs.kv_lens(&lens);
+    let projection = || Projection::orthogonal(40, dim, Norms::Chi, 1).expect("memory");
+    let problem = Problem { kv_heads, ..Problem::new(heads, dim, tokens, tokens) };
+    // One thread: the pool's own queue may allocate.
+    let plain = LinearOptions { max_threads: Some(1), ..LinearOptions::default() };
+    for (map, exact_window, decays) in [
+        (FeatureMap::Positive(projection()), false, false),
+        (FeatureMap::Positive(projection()), true, false),
+        (FeatureMap::Elu, false, true),
+        (FeatureMap::Taylor, false, false),
+    ] {
+        let options = LinearOptions { exact_window, ..plain };
+        let plan = LinearPlan::with_options(&problem, &map, &options).expect("a plan");
+        let mut workspace = plan.workspace().expect("memory");
+        let mut state = plan.state(batch).expect("memory");
+        let causal = inputs.causal();
+        let causal = if decays { causal.log_decay(LogDecay::PerHead(&[-0.1, 0.0])) } else { causal };
+        let count = allocations(|| {
+            plan.run(&causal, output(&mut out, shapes[0]), &mut workspace).expect("a call that fits");
+            if !exact_window {
+                plan.run(&inputs, output(&mut out, shapes[0]), &mut workspace).expect("a call that fits");
+            }
+            plan.extend(&causal, output(&mut out, shapes[0]), &mut state, &mut workspace)
+                .expect("a call that fits");
+            plan.absorb(&inputs, &mut state, &mut workspace).expect("a call that fits");
+            plan.attend(view(&q[..], shapes[0]), output(&mut out, shapes[0]), &state, &mut workspace)
+                .expect("a call that fits");
+        });
+        assert_eq!(count, 0, "{map:?}");
+    }
+}
+
+fn output(out: &mut [f32], shape: [usize; 4]) -> ViewMut<'_, f32> {
+    ViewMut::new(out, shape).expect("sized to its shape")
+}
