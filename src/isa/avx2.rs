@@ -318,4 +318,8 @@ impl Isa for Avx2 {
         // SAFETY: the instruction accesses nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(src.as_ptr().wrapping_add(at).cast()) };
     }
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
 }

@@ -314,6 +314,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         // SAFETY: the instruction accesses nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(src.as_ptr().wrapping_add(at).cast()) };
     }
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        Avx512::<false>(()).vectorize(kernel)
+    }
 }
 
 /// Bit pattern of 32 bf16 as the type the conversions and dot products want; compiles to nothing.

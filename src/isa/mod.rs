@@ -98,6 +98,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// Asks for the cache line of `src[at]`, or what would lie there, to come to L2; at most a hint.
     fn prefetch<T>(self, src: &[T], at: usize);
+
+    /// Runs a kernel as a function of its own, compiled once however many kernels call it: `run` is inlined everywhere.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
 }
 
 /// Dot products of pairs of bf16, on vectors of `LANES` pairs (`Pairs`).

@@ -1,6 +1,6 @@
 //! Whatever the crate is compiled for, through the compile-time SIMD of the `wide` crate: 8 lanes.
 
-use super::Isa;
+use super::{Isa, Kernel};
 use half::{bf16, f16};
 use wide::f32x8;
 
@@ -179,4 +179,8 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _src: &[T], _at: usize) {}
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 }

@@ -9,12 +9,10 @@
 //! A map of exponentials leaves `t = log2(feature)`, up to constants that cancel: what is subtracted before the power is
 //! taken is the gauge's business ([`super::gauge`]).
 
+use super::products::Project;
 use super::projection::Projection;
 use crate::error::{AttentionError, check_size};
 use crate::isa::Isa;
-use crate::kernel::product::Fma;
-use crate::kernel::score::{Panels, ScoreRows, score_panels};
-use crate::kernel::{MAX_ROWS, rows_const};
 use crate::math::vector;
 use crate::panels::PANEL;
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
@@ -260,14 +258,7 @@ pub(crate) fn whole_columns(columns: &Range<usize>) -> Range<usize> {
 #[inline(always)]
 fn project<I: Isa>(isa: I, rows: &[f32], panel: &[f32], columns: Range<usize>, out: &mut [f32]) {
     let dims = panel.len() / PANEL;
-    let count = rows.len() / dims;
-    for first in (0..count).step_by(MAX_ROWS) {
-        let rows = &rows[first * dims..];
-        let panels = Panels { data: panel, from_memory: false };
-        let out = ScoreRows { out: &mut out[first * PANEL..], stride: PANEL, scale: () };
-        let columns = columns.clone();
-        rows_const!(count - first, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dims, panels, columns, out));
-    }
+    isa.call(Project { rows, count: rows.len() / dims, panel, dims, columns, out });
 }
 
 impl Exponential {

@@ -40,8 +40,7 @@
 //! # Order of operations
 //!
 //! Keys come in blocks of 64, from the call's first key (from the sequence's, with an exact window). A row's sum is one chain of
-//! multiply-adds over features, then one over the keys of its block; `S` is one chain over keys; `z` adds a block's
-//! sum at a time. Where rows see all keys, each 1024 keys are summed up by themselves first. So results do not depend
+//! multiply-adds over features, then one over the keys of its block; `S` and `z` add a block's sum at a time. Where rows see all keys, each 1024 keys are summed up by themselves first. So results do not depend
 //! on threads, batch neighbours or, causally, later tokens, bit for bit; how a sequence is cut into calls changes roundings.
 //!
 //! | file | what |
@@ -50,6 +49,7 @@
 //! | `unit.rs` | one head's keys and queries, block by block |
 //! | `rows.rs` | rows of a block |
 //! | `features.rs`, `projection.rs`, `random.rs` | maps |
+//! | `products.rs` | the crate's register tiles, as functions |
 //! | `gauge.rs` | what exponential features are relative to |
 //! | `state.rs` | what is kept of keys and values |
 //! | `estimate.rs` | what to expect |
@@ -59,6 +59,7 @@ mod features;
 mod gauge;
 mod inputs;
 mod plan;
+mod products;
 mod projection;
 mod random;
 mod rows;

@@ -10,14 +10,13 @@
 
 use super::features::{Exponential, Ready, Side, whole_columns};
 use super::gauge::bits;
+use super::products::{AddRows, Project};
 use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
+use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::scale_row;
-use crate::kernel::product::Fma;
-use crate::kernel::score::{Panels, ScoreRows, score_panels};
-use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
-use crate::kernel::{MAX_ROWS, rows_const};
+use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::math::vector;
 use crate::panels::PANEL;
 use crate::scratch::AlignedBuf;
@@ -141,49 +140,41 @@ impl Kernel for Rows<'_> {
             let seen = |row: usize| if causal { keys.end.min(row + 1) } else { keys.end };
             let shared = keys.start..seen(first).max(keys.start);
             let columns = whole_columns(&(keys.start..seen(group.end - 1).max(keys.start)));
-            rows_const!(group.len(), MR => {
-                let weights = WeightedRows {
-                    weights: &transposed[first * features..],
-                    weights_stride: features,
-                    acc: &mut *acc,
-                    acc_stride: v_stride,
+            let weights = WeightedRows {
+                weights: &transposed[first * features..],
+                weights_stride: features,
+                acc: &mut *acc,
+                acc_stride: v_stride,
+            };
+            isa.call(AddRows { rows: group.len(), values: sums, count, step: FEATURE_STEP, weights });
+            let (right, scale) = match pairs {
+                Pairs::Features(keys) | Pairs::Decayed { keys, .. } => (keys, 1.0),
+                Pairs::Exact { keys, scale } => (keys, scale),
+            };
+            let (rows, out) = (&left[first * dims..], &mut scores[..]);
+            isa.call(Project { rows, count: group.len(), panel: right, dims, columns, out });
+            for (index, row) in group.clone().enumerate() {
+                let scores = &mut scores[index * PANEL..][..PANEL];
+                let keys = keys.start..seen(row).max(keys.start);
+                let factor = match pairs {
+                    Pairs::Features(_) => 1.0,
+                    Pairs::Decayed { totals, .. } => decay(isa, totals, row, keys.clone(), scores),
+                    Pairs::Exact { .. } => exact(isa, scale, factors[row], keys.clone(), scores),
                 };
-                accumulate::<I, Fma<f32>, MR, false>(isa, sums, count, FEATURE_STEP, weights);
-                let (right, scale) = match pairs {
-                    Pairs::Features(keys) | Pairs::Decayed { keys, .. } => (keys, 1.0),
-                    Pairs::Exact { keys, scale } => (keys, scale),
-                };
-                let right = Panels { data: right, from_memory: false };
-                let out = ScoreRows { out: &mut *scores, stride: PANEL, scale: () };
-                score_panels::<I, Fma<f32>, MR>(isa, &left[first * dims..], dims, right, columns, out);
-                for (index, row) in group.clone().enumerate() {
-                    let scores = &mut scores[index * PANEL..][..PANEL];
-                    let keys = keys.start..seen(row).max(keys.start);
-                    let factor = match pairs {
-                        Pairs::Features(_) => 1.0,
-                        Pairs::Decayed { totals, .. } => {
-                            decay(isa, totals, row, keys.clone(), scores)
-                        }
-                        Pairs::Exact { .. } => {
-                            exact(isa, scale, factors[row], keys.clone(), scores)
-                        }
-                    };
-                    if has_state && factor != 1.0 {
-                        let acc = &mut acc[index * v_stride..][..v_stride];
-                        scale_row(isa, acc, factor);
-                        denominators[row] *= factor;
-                    }
-                    denominators[row] += sum_columns(isa, scores, keys);
+                if has_state && factor != 1.0 {
+                    scale_row(isa, &mut acc[index * v_stride..][..v_stride], factor);
+                    denominators[row] *= factor;
                 }
-                let weights = WeightedRows {
-                    weights: &scores[shared.start..],
-                    weights_stride: PANEL,
-                    acc: &mut *acc,
-                    acc_stride: v_stride,
-                };
-                let block = ValueRows { data: &values.data[shared.start * v_stride..], ..values };
-                accumulate::<I, Fma<f32>, MR, false>(isa, block, shared.len(), PANEL, weights);
-            });
+                denominators[row] += sum_columns(isa, scores, keys);
+            }
+            let weights = WeightedRows {
+                weights: &scores[shared.start..],
+                weights_stride: PANEL,
+                acc: &mut *acc,
+                acc_stride: v_stride,
+            };
+            let block = ValueRows { data: &values.data[shared.start * v_stride..], ..values };
+            isa.call(AddRows { rows: group.len(), values: block, count: shared.len(), step: PANEL, weights });
             for (index, row) in group.clone().enumerate() {
                 let own = shared.end..seen(row).max(shared.end);
                 if own.is_empty() {
@@ -196,7 +187,7 @@ impl Kernel for Rows<'_> {
                     acc_stride: v_stride,
                 };
                 let block = ValueRows { data: &values.data[own.start * v_stride..], ..values };
-                accumulate::<I, Fma<f32>, 1, false>(isa, block, own.len(), PANEL, weights);
+                isa.call(AddRows { rows: 1, values: block, count: own.len(), step: PANEL, weights });
             }
         }
     }

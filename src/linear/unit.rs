@@ -11,16 +11,16 @@
 
 use super::features::{Ready, Side, whole_columns};
 use super::gauge;
+use super::products::AddRows;
 use super::rows::{Pairs, RowScratch, Rows, sum_columns};
 use super::state::{StateShape, UnitState, UnitView, rescale};
 use crate::element::Element;
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::{pack_panels, widen};
-use crate::kernel::product::Fma;
 use crate::kernel::score::KeyRows;
-use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
-use crate::kernel::{MAX_ROWS, rows_const};
+use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::math::vector;
 use crate::panels::PANEL;
 use crate::rows::OwnedRows;
@@ -170,9 +170,9 @@ impl Rules {
                 run_rows(self.level, task);
                 self.store(head, block, run.clone(), &scratch.rows, out);
             }
-            let UnitScratch { keys, values, totals, .. } = &mut *scratch;
+            let UnitScratch { keys, values, totals, rows: RowScratch { acc, .. }, .. } = &mut *scratch;
             let totals = operands.decay.map(|_| &*totals);
-            self.fold(keys, start..end, values, totals, unit);
+            self.fold(keys, start..end, values, totals, (unit, acc));
             start = end;
             if start == block.keys {
                 return;
@@ -205,7 +205,8 @@ impl Rules {
             self.map_keys(0..PANEL, unit.keys, &mut scratch.rows, &mut scratch.keys);
             self.advance(&mut scratch.keys, 0..PANEL, false, unit);
             scratch.values.copy_from_slice(unit.values);
-            self.fold(&mut scratch.keys, 0..PANEL, &scratch.values, None, unit);
+            let acc = &mut scratch.rows.acc;
+            self.fold(&mut scratch.keys, 0..PANEL, &scratch.values, None, (unit, acc));
         }
     }
 
@@ -255,9 +256,9 @@ impl Rules {
             } else {
                 self.map_keys(0..block.keys, &scratch.panel, &mut scratch.rows, &mut scratch.keys);
                 self.advance(&mut scratch.keys, 0..block.keys, false, &mut unit);
-                let UnitScratch { keys, values, totals, .. } = &mut *scratch;
+                let UnitScratch { keys, values, totals, rows: RowScratch { acc, .. }, .. } = &mut *scratch;
                 let totals = operands.decay.map(|_| &*totals);
-                self.fold(keys, 0..block.keys, values, totals, &mut unit);
+                self.fold(keys, 0..block.keys, values, totals, (&mut unit, acc));
             }
             start = end;
         }
@@ -373,10 +374,10 @@ impl Rules {
         columns: Range<usize>,
         values: &[f32],
         totals: Option<&[f32; PANEL]>,
-        unit: &mut UnitState<'_>,
+        (unit, acc): (&mut UnitState<'_>, &mut [f32]),
     ) {
         if !columns.is_empty() {
-            run_fold(self.level, Fold { shape: self.shape, keys, columns, values, totals, unit });
+            run_fold(self.level, Fold { shape: self.shape, keys, columns, values, totals, unit, acc });
         }
     }
 
@@ -450,6 +451,8 @@ struct Fold<'a, 's> {
     values: &'a [f32],
     totals: Option<&'a [f32; PANEL]>,
     unit: &'a mut UnitState<'s>,
+    /// Room for 6 rows of sums.
+    acc: &'a mut [f32],
 }
 
 impl Kernel for Fold<'_, '_> {
@@ -457,8 +460,8 @@ impl Kernel for Fold<'_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Fold { shape: StateShape { features, v_dim, v_stride, .. }, keys, columns, values, totals, unit } =
-            self;
+        let Fold { shape, keys, columns, values, totals, unit, acc } = self;
+        let StateShape { features, v_dim, v_stride, .. } = shape;
         if let Some(totals) = totals {
             let total = totals[columns.end - 1];
             let factor = exp2(isa, total * LOG2_E);
@@ -477,9 +480,17 @@ impl Kernel for Fold<'_, '_> {
         };
         for first in (0..features).step_by(MAX_ROWS) {
             let weights = &keys[first * PANEL + columns.start..];
-            let acc = &mut unit.sums[first * v_stride..];
-            let rows = WeightedRows { weights, weights_stride: PANEL, acc, acc_stride: v_stride };
-            rows_const!(features - first, MR => accumulate::<I, Fma<f32>, MR, false>(isa, values, columns.len(), PANEL, rows));
+            let rows = MAX_ROWS.min(features - first);
+            // By themselves first, as the norms are: next to all keys before, each would round away the same way.
+            let acc = &mut acc[..rows * v_stride];
+            acc.fill(0.0);
+            let weights =
+                WeightedRows { weights, weights_stride: PANEL, acc: &mut *acc, acc_stride: v_stride };
+            isa.call(AddRows { rows, values, count: columns.len(), step: PANEL, weights });
+            let sums = unit.sums[first * v_stride..][..rows * v_stride].chunks_exact_mut(I::LANES);
+            for (sum, block) in sums.zip(acc.chunks_exact(I::LANES)) {
+                isa.store(isa.add(isa.load(sum), isa.load(block)), sum);
+            }
         }
     }
 }
