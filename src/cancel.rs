@@ -52,7 +52,7 @@ impl CancelToken {
     }
 
     /// Whether it is stopped.
-    #[inline]
+    #[inline(never)] // kernels ask, few of them with a token
     pub fn is_stopped(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)

@@ -265,8 +265,9 @@ impl Plan {
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
-            let blocks = Blocks::new(&call, &grid, T::run(self.engine, &call, &grid, &targets, parts));
+            let begun = T::run(self.engine, &call, &grid, &targets, parts);
             if call.is_stopped() {
+                let blocks = Blocks::new(&call, &grid, begun);
                 // Under a block mask, blocks come in an order of their own, which is not kept.
                 let part = call.mask.blocks.is_none().then_some(blocks);
                 *progress = part.map_or(Progress::Nothing, Progress::Part);

@@ -188,6 +188,7 @@ pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usi
 
 /// The first key at or after `at` that the lists of some row have; none if it is `usize::MAX`. Rows that visit the same
 /// blocks are asked as one.
+#[inline(never)]
 fn next_key<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], at: usize) -> usize {
     let everywhere = 0..usize::MAX;
     let keys = rows
@@ -197,6 +198,7 @@ fn next_key<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], at: usize) -> usi
 }
 
 /// Columns of a tile that may hold keys of the rows' blocks; all without a block mask. What lies outside need not be there.
+#[inline(never)]
 fn visited_columns<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], tile: &Range<usize>) -> Columns {
     let Some(blocks) = call.mask.blocks else { return Columns::up_to(tile.len()) };
     let mut visited = TileBits::default();
@@ -212,12 +214,9 @@ fn visited_columns<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], tile: &Ran
 
 /// How many of some rows, which are not empty, form a group: as many as a register tile has, but under a block mask not
 /// beyond their row of blocks, unless the next visits the same.
-#[inline(always)]
-fn group_len(rows: &[BlockRow], lists: bool) -> usize {
+#[inline(never)]
+fn group_within_blocks(rows: &[BlockRow]) -> usize {
     let most = rows.len().min(MAX_ROWS);
-    if !lists {
-        return most;
-    }
     let apart = |a: &BlockRow, b: &BlockRow| {
         !a.mask.blocks.is_in_row_of(&b.mask.blocks) && !a.mask.blocks.visits_the_same(&b.mask.blocks)
     };
@@ -263,7 +262,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     E::enter_tile(isa, source, operands, &tile, visited);
     let mut next = 0;
     while next < rows.len() {
-        let group = next..next + group_len(&rows[next..], lists);
+        let most = MAX_ROWS.min(rows.len() - next);
+        let group = next..next + if lists { group_within_blocks(&rows[next..]) } else { most };
         next = group.end;
         let rows = &mut rows[group.clone()];
         let shape = if whole {
@@ -424,6 +424,7 @@ impl GroupShape {
     }
 
     /// [`GroupShape::new`] where intervals do not say it all; that of all rows is `all`.
+    #[inline(never)]
     fn of_bits<T: Element>(
         call: &Call<'_, T>,
         rows: &[BlockRow],
@@ -495,6 +496,7 @@ fn full_blocks<T: Element>(
 }
 
 /// The columns of a tile that a row may attend, as far as the mask says.
+#[inline(never)]
 pub(crate) fn row_bits<T: Element>(call: &Call<'_, T>, row: &BlockRow, tile: &Range<usize>) -> TileBits {
     let mut bits = TileBits::default();
     set_range(&mut bits, columns_of(row, tile));
@@ -511,6 +513,7 @@ fn hull_of(bits: &TileBits) -> Option<Range<usize>> {
 }
 
 /// The set bits within a range, if they are one interval; an empty one else.
+#[inline(never)]
 fn interval_in(bits: &TileBits, within: &Range<usize>) -> Range<usize> {
     let mut inside = TileBits::default();
     set_range(&mut inside, within.clone());

@@ -71,7 +71,7 @@ fn blocks_and_recurrence_are_the_definition() {
     }
 }
 
-/// Values of 1 give 1, whatever the weights.
+/// Values of 1 give 1, whatever the weights: within 1e-6, or twice that where each product rounds by itself.
 #[test]
 fn weights_sum_to_one() {
     for map in maps(16, 64) {
@@ -82,7 +82,8 @@ fn weights_sum_to_one() {
             operands.v.fill(1.0);
             for level in levels() {
                 let off = difference(&case.run(level, &operands), &vec![1.0; 6000]);
-                assert!(off <= 1e-6, "{level}: off by {off}, {case:?}");
+                let limit = if level.is_fused() { 1e-6 } else { 2e-6 };
+                assert!(off <= limit, "{level}: off by {off}, {case:?}");
             }
         }
     }
