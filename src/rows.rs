@@ -127,7 +127,7 @@ impl<'a> OwnedRows<'a> {
     #[inline(always)]
     pub(crate) fn store<I: Isa>(&mut self, isa: I, head: usize, token: usize, row: &[f32], divisor: f32) {
         let Some(place) = self.place(head, token) else { return };
-        match &self.rows {
+        match &mut self.rows {
             AnyRows::F32(rows) => store(isa, own(rows, place), row, divisor),
             AnyRows::F16(rows) => store(isa, own(rows, place), row, divisor),
             AnyRows::Bf16(rows) => store(isa, own(rows, place), row, divisor),
@@ -137,7 +137,7 @@ impl<'a> OwnedRows<'a> {
     /// +0 to a head's token; nothing outside this part.
     pub(crate) fn store_zero(&mut self, head: usize, token: usize) {
         let Some(place) = self.place(head, token) else { return };
-        match &self.rows {
+        match &mut self.rows {
             AnyRows::F32(rows) => own(rows, place).fill(0.0),
             AnyRows::F16(rows) => own(rows, place).fill(f16::ZERO),
             AnyRows::Bf16(rows) => own(rows, place).fill(bf16::ZERO),
@@ -153,7 +153,7 @@ fn store<I: Isa, T: Element>(isa: I, out: &mut [T], row: &[f32], divisor: f32) {
 /// A row of an [`OwnedRows`], whose methods alone call this, each for a row of its own part, and keep it for no longer than
 /// they run.
 #[inline(always)]
-fn own<'r, T>(rows: &'r SharedRows<'_, T>, [b, h, t]: [usize; 3]) -> &'r mut [T] {
+fn own<'r, T>(rows: &'r mut SharedRows<'_, T>, [b, h, t]: [usize; 3]) -> &'r mut [T] {
     // SAFETY: `OwnedRows` are only ever made by taking rows out of one that had them alone, so no two share a row; the
     // caller borrows its part exclusively while it holds the row.
     unsafe { rows.row(b, h, t) }

@@ -48,7 +48,8 @@ impl BlockLayout {
         let mut covers: Vec<i64> = reserved(grid.columns() + 1)?;
         let mut touches: Vec<bool> = reserved(grid.columns())?;
         for row in 0..grid.rows() {
-            (all.clear(), ends.clear());
+            all.clear();
+            ends.clear();
             covers.clear();
             covers.resize(grid.columns() + 1, 0);
             touches.clear();
@@ -113,7 +114,7 @@ fn block_of_bits(grid: &BlockGrid) -> Result<Vec<u64>, AttentionError> {
 }
 
 /// Adds the union of some ranges as sorted, disjoint ones that are not empty.
-fn union_into(all: &mut Vec<Range<usize>>, own: &mut Vec<Range<usize>>, kv_len: usize) {
+fn union_into(all: &mut Vec<Range<usize>>, own: &mut [Range<usize>], kv_len: usize) {
     let first = all.len();
     own.sort_unstable_by_key(|range| range.start);
     for range in own.iter() {
@@ -161,8 +162,10 @@ fn set_block(grid: &BlockGrid, column: usize, all: &[Range<usize>], ends: &[usiz
 
 /// Sets a range of bits.
 fn set_bits(words: &mut [u64], range: Range<usize>) {
-    for index in range.start / 64..range.end.div_ceil(64) {
-        let [start, end] = [range.start, range.end].map(|bit| bit.saturating_sub(64 * index).min(64));
-        words[index] |= u64::MAX >> (64 - (end - start)) << start;
+    let first = range.start / 64;
+    for (index, word) in words[first..range.end.div_ceil(64).max(first)].iter_mut().enumerate() {
+        let bit = |bit: usize| bit.saturating_sub(64 * (first + index)).min(64);
+        let [start, end] = [range.start, range.end].map(bit);
+        *word |= u64::MAX >> (64 - (end - start)) << start;
     }
 }

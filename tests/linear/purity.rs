@@ -57,7 +57,7 @@ fn prefill_and_decode_are_a_longer_prefill() {
             let plan = case.plan(level);
             let expected: Vec<f64> = case.run(level, &operands).into_iter().map(f64::from).collect();
             for prompt in [1, 100, 128] {
-                let mut pieces = vec![0..prompt];
+                let mut pieces: Vec<_> = std::iter::once(0..prompt).collect();
                 pieces.extend(singly(200).split_off(prompt));
                 let (out, _) = in_pieces(&case, &plan, &operands, &pieces);
                 let off = super::difference(&out, &expected);

@@ -89,7 +89,7 @@ fn sparse_transformers() {
             let layout = BlockLayout::strided(grid, stride).expect("a layout");
             let allows = |query: usize, key: usize| {
                 let distance = (query / grid.q_block).abs_diff(key / grid.kv_block);
-                distance < stride || distance % stride == 0
+                distance < stride || distance.is_multiple_of(stride)
             };
             assert_layout(&layout, allows, &format!("a stride of {stride}"));
         }
