@@ -18,7 +18,16 @@ mod sequence;
 mod training;
 mod weights;
 
-use parts::{lively_weights, module_at, numbers, tensor};
+use lucid_attention::Level;
+use lucid_attention::module::*;
+use parts::{lively_weights, numbers, tensor};
+
+/// A module at a level.
+fn module_at(config: &AttentionConfig, weights: &ModuleWeights, level: Level) -> MultiHeadAttention {
+    let plan = lucid_attention::PlanOptions { level: Some(level), ..Default::default() };
+    let options = ModuleOptions { plan, ..ModuleOptions::default() };
+    MultiHeadAttention::with_options(config.clone(), weights, options).expect("valid parts")
+}
 
 /// Asserts equal bits.
 #[track_caller]

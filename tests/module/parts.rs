@@ -5,7 +5,6 @@ mod generator;
 
 pub(crate) use generator::numbers;
 
-use lucid_attention::Level;
 use lucid_attention::module::*;
 
 /// Glorot weights with biases and a layer norm that do something.
@@ -22,17 +21,6 @@ pub(crate) fn lively_weights(config: &AttentionConfig, dims: InputDims, seed: u6
         norm.beta = numbers(norm.beta.len(), seed + 6);
     }
     weights
-}
-
-/// A module at a level.
-pub(crate) fn module_at(
-    config: &AttentionConfig,
-    weights: &ModuleWeights,
-    level: Level,
-) -> MultiHeadAttention {
-    let plan = lucid_attention::PlanOptions { level: Some(level), ..Default::default() };
-    let options = ModuleOptions { plan, ..ModuleOptions::default() };
-    MultiHeadAttention::with_options(config.clone(), weights, options).expect("valid parts")
 }
 
 /// A tensor of these axes.
