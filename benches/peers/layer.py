@@ -73,7 +73,10 @@ class Bench:
     def turn_of_ours(self, case, times):
         """Medians by how keys and values come."""
         for name, worker in self.ours.items():
-            times[name] += [self.turn(worker, self.question(case))]
+            try:
+                times[name] += [self.turn(worker, self.question(case))]
+            except RuntimeError as error:
+                sys.exit(f"{case}, ours, {name}: {error}")
         return {name: statistics.median(turns[-1]) for name, turns in times.items()}
 
     def run(self, case):

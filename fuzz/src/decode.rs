@@ -10,16 +10,16 @@ use lucid_attention::{
 
 pub fn decode(data: &[u8]) {
     let input = &mut Unstructured::new(data);
-    // A session that ends early has done what there was to do.
+    // Decoding that ends early has done what there was to do.
     let _ = match data.first().map_or(0, |byte| byte % 3) {
-        0 => session::<f32>(input),
-        1 => session::<f16>(input),
-        _ => session::<bf16>(input),
+        0 => decode_as::<f32>(input),
+        1 => decode_as::<f16>(input),
+        _ => decode_as::<bf16>(input),
     };
 }
 
 /// The cache, and what it should hold: `[batch * kv_heads][tokens][dim]`.
-struct Session<T: Element> {
+struct Decoding<T: Element> {
     batch: usize,
     problem: Problem,
     cache: KvCache<T>,
@@ -28,7 +28,7 @@ struct Session<T: Element> {
     numbers: Rng,
 }
 
-fn session<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
+fn decode_as<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
     let seed = input.arbitrary::<u32>()?;
     let (batch, kv_heads, group) =
         (input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?);
@@ -36,7 +36,7 @@ fn session<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
     let max_kv_len = *input.choose(&[0, 1, 63, 64, 65, 130, 300, 1100])?;
     let q_heads = kv_heads * group;
     let problem = Problem { q_heads, kv_heads, head_dim, v_dim, max_q_len: 4, max_kv_len };
-    let mut session = Session {
+    let mut decoding = Decoding {
         batch,
         problem,
         cache: KvCache::<T>::new(batch, &problem).expect("small sizes"),
@@ -46,15 +46,17 @@ fn session<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
     };
     while !input.is_empty() {
         match input.int_in_range(0..=3)? {
-            0 | 1 => session.append(*input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?, input.arbitrary()?),
-            2 => session.truncate(input.int_in_range(0..=1200)?),
-            _ => session.ask(input)?,
+            0 | 1 => {
+                decoding.append(*input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?, input.arbitrary()?)
+            }
+            2 => decoding.truncate(input.int_in_range(0..=1200)?),
+            _ => decoding.ask(input)?,
         }
     }
     Ok(())
 }
 
-impl<T: Element> Session<T> {
+impl<T: Element> Decoding<T> {
     /// Adds tokens, in rows with or without gaps, if there is room.
     fn append(&mut self, tokens: usize, gaps: bool) {
         let Problem { kv_heads, head_dim, v_dim, .. } = self.problem;

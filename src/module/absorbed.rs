@@ -79,8 +79,8 @@ impl Absorbed {
         Ok(Some(Self { keys, heads, key_dim, value_dim, dims, max_threads }))
     }
 
-    /// Whether a call is less work this way. Looks at a sequence's lengths and at sizes only, so a sequence's bits do not
-    /// depend on its batch.
+    /// Whether a call is less work this way. Looks at the tensors' lengths and at sizes only, so bits do not depend on
+    /// what else is in a batch of these lengths.
     pub(crate) fn pays(&self, [q_len, kv_len]: [usize; 2]) -> bool {
         let [q_len, kv_len] = [q_len, kv_len].map(|len| len as f64);
         let Self { heads, key_dim, value_dim, dims, .. } = self;

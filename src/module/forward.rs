@@ -40,8 +40,8 @@ pub struct ModuleOptions {
     /// Projects keys and values of every call.
     ///
     /// If not, calls of few queries over many tokens leave tokens as they are, and move the projections to the queries and to
-    /// the sums of values: less work by far, and the same but for rounding. Which calls do is a question of a sequence's
-    /// lengths and the module's sizes alone; none that train, cap their scores, are ragged, or run the bf16 tier. With it,
+    /// the sums of values: less work by far, and the same but for rounding. Which calls do is a question of the
+    /// tensors' lengths (padding counts) and the module's sizes alone; none that train, cap their scores, are ragged, or run the bf16 tier. With it,
     /// outputs have the same bits as those of a longer call, and of [`MultiHeadAttention::project_kv`], and the key weights are
     /// not held twice.
     pub always_project: bool,
@@ -372,7 +372,8 @@ impl MultiHeadAttention {
     }
 
     /// Keys and values of `key` and `value`, projected once for many queries, with room for `capacity` tokens (or as many
-    /// as there are). Ask them by [`ModuleInputs::cached`]; attention over them has the bits of attention over the tensors.
+    /// as there are). Ask them by [`ModuleInputs::cached`]; attention over them has the bits of attention over the tensors
+    /// in a module that always projects ([`ModuleOptions::always_project`]).
     ///
     /// # Errors
     /// As [`MultiHeadAttention::append_kv`], or memory cannot be had.

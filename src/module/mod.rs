@@ -24,7 +24,10 @@
 //! layer norm by a few `u` of what it divides.
 //!
 //! The order of operations is fixed from end to end, so a token's output does not depend on threads, batch neighbours or
-//! workspaces, and is the same on AVX2 as on AVX-512. (What training drops depends on the place in the batch.)
+//! workspaces, and is the same on AVX2 as on AVX-512. (What training drops depends on the place in the batch.) Whether a call
+//! absorbs its projections, which rounds otherwise, is decided by its lengths, in which padding counts; where outputs have to
+//! have the same bits padded and not, in short calls and long, or over a cache,
+//! [`always_project`](ModuleOptions::always_project) is to be set.
 
 mod absorbed;
 pub(crate) mod activation;

@@ -20,8 +20,8 @@ const LANES: usize = 16;
 
 /// A layer norm by itself, with a residual if there is one: what follows a transformer's feed-forward layers.
 ///
-/// A row's result is off the exact one by a few `2^-24` of `(|x - mean| / deviation) |gamma| + |beta|`. The order of
-/// operations is fixed, as in the rest of the module.
+/// A row's result is off the exact one by a few `2^-24` of `((|x - mean| + |mean|) / deviation) |gamma| + |beta|`. With an
+/// `epsilon` of 0, numbers that are all alike become NaN. The order of operations is fixed, as in the rest of the module.
 ///
 /// ```
 /// use lucid_attention::module::{LayerNorm, NormWeights};

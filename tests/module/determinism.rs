@@ -1,5 +1,5 @@
 //! A token's output has the same bits in any company, on any number of threads, at every level that fuses multiply-add, from
-//! any workspace, and over a cache as over tensors.
+//! any workspace, and over a cache as over tensors, in a module that always projects; `absorbed.rs` has what others keep.
 
 use crate::{assert_bits, lively_weights, module_at, numbers, tensor};
 use lucid_attention::module::*;
