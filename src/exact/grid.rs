@@ -37,6 +37,9 @@ pub(crate) struct Grid {
     pub(crate) workers: usize,
 }
 
+/// Blocks of a unit that are ordered by their work, at most: each task looks at all of them.
+const ORDERED_BLOCKS: usize = 128;
+
 impl Grid {
     pub(crate) fn new<T: Element>(call: &Call<'_, T>, max_workers: usize) -> Self {
         let problem = &call.problem;
@@ -73,7 +76,8 @@ impl Grid {
     /// far as the block mask says.
     fn nth_block<T: Element>(&self, call: &Call<'_, T>, unit: usize, index: usize) -> usize {
         let count = self.blocks_per_unit;
-        let Some(mask) = call.mask.blocks.filter(|_| self.workers > 1) else { return count - 1 - index };
+        let orders = self.workers > 1 && count <= ORDERED_BLOCKS;
+        let Some(mask) = call.mask.blocks.filter(|_| orders) else { return count - 1 - index };
         let group = call.problem.group();
         let pairs = |index: usize| {
             let Block { sequence, kv_head, rows, .. } = self.block(call, unit, index, None);

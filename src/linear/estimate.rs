@@ -52,7 +52,7 @@ impl Estimate {
 /// What is to be expected of `features` random features for queries `[batch, q_heads, q_len, head_dim]` and keys
 /// `[batch, kv_heads, kv_len, head_dim]` under a scale (`1 / sqrt(head_dim)` if not given).
 ///
-/// The mean is taken at the mean `|z|²`: pairs far above it do worse. Reads each head's numbers once.
+/// The mean is taken at the mean `|z|²`: pairs far above it do worse.
 ///
 /// ```
 /// use lucid_attention::{View, linear::estimate};

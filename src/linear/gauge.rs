@@ -12,7 +12,8 @@
 //!
 //! A key raises `C_f` only where it exceeds it by more than 16, a factor of 65 536 that sums can bear, because each time
 //! `S_f` and `z_f` have to be rescaled. A causal row must not know of later keys, not even by a rounding, so a run of
-//! tokens that share a gauge ends before the next key that raises it: of ordinary keys the first one does and then none.
+//! tokens that share a gauge ends before the next key that raises it. Of small keys the first one does and then hardly any; the
+//! larger keys and the more features there are, the more of the first keys do, and each such run maps its queries anew.
 
 use super::state::{UnitState, rescale};
 use crate::isa::{Isa, Kernel, Level};

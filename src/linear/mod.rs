@@ -30,7 +30,8 @@
 //!
 //! Exponential features are kept relative to a gauge that streams like the maximum of a softmax, one for each feature and
 //! one for each query; both cancel in the quotient. The denominator is at least 1, no epsilon is added anywhere, and norms
-//! may be any as long as `scale |k|²` is an `f32`; where it is not, the rows that see the key are NaN. Exponents are `f32`: of
+//! may be any as long as `scale |k|²` is an `f32`; where it is not, the rows that see the key are NaN. Features reach 2^16, so values
+//! above 5e33 or so may overflow sums. Exponents are `f32`: of
 //! large norms they are known to `2^-24 |k|²` or so, and weights no better. The other maps have no gauge, and features that may
 //! all be 0: **a row whose denominator is 0 is +0**, like a row that sees no key. NaN and infinity show in the rows that see
 //! them, as in [`Plan`](crate::Plan).

@@ -133,7 +133,7 @@ impl BlockMask {
         (sequence < sequences && head < heads).then(|| self.table[sequence * heads + head])
     }
 
-    /// Stored blocks of all sequences and heads that the table tells apart, as a share of all there are.
+    /// The share of blocks that are stored: the mean over all sequences and heads that the table tells apart.
     pub fn density(&self) -> f64 {
         self.mean(BlockLayout::density)
     }

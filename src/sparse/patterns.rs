@@ -85,7 +85,8 @@ impl BlockLayout {
     /// [`BigBird`].
     ///
     /// # Errors
-    /// A block size is 0, there are more than 2^32 blocks, or not as many rows of blocks as columns.
+    /// A block size is 0, blocks have not as many queries as keys, there are more than 2^32 of them, or not as many rows of
+    /// blocks as columns.
     pub fn bigbird(grid: BlockGrid, pattern: &BigBird) -> Result<Self, AttentionError> {
         grid.check()?;
         let n = grid.columns();
@@ -93,6 +94,7 @@ impl BlockLayout {
             let (operand, axis) = ("block layout", "rows of blocks");
             return Err(AttentionError::Shape { operand, axis, expected: n, got: grid.rows() });
         }
+        check_square(&grid)?;
         let &BigBird { window, global, random, seed } = pattern;
         let is_global = |index: usize| index < global || n - 1 - index < global;
         let mut state = seed;
@@ -123,9 +125,10 @@ impl BlockLayout {
     /// [`Mask::causal`].
     ///
     /// # Errors
-    /// A block size or `stride` is 0, or there are more than 2^32 blocks.
+    /// A block size or `stride` is 0, blocks have not as many queries as keys, or there are more than 2^32 of them.
     pub fn strided(grid: BlockGrid, stride: usize) -> Result<Self, AttentionError> {
         check_positive("stride", stride)?;
+        check_square(&grid)?;
         Self::from_blocks(grid, |row, column| {
             let distance = row.abs_diff(column);
             distance < stride || distance.is_multiple_of(stride)
@@ -136,13 +139,15 @@ impl BlockLayout {
     /// the last `global` of every stretch. The paper's is causal: combine it with [`Mask::causal`].
     ///
     /// # Errors
-    /// A block size or `local` is 0, `global` is larger than `local`, or there are more than 2^32 blocks.
+    /// A block size or `local` is 0, `global` is larger than `local`, blocks have not as many queries as keys, or there are
+    /// more than 2^32 of them.
     pub fn fixed(grid: BlockGrid, local: usize, global: usize) -> Result<Self, AttentionError> {
         check_positive("local", local)?;
         if global > local {
             let got = format!("{global} of {local}");
             return Err(AttentionError::Value { operand: "global", expected: "at most local", got });
         }
+        check_square(&grid)?;
         Self::from_blocks(grid, |row, column| {
             row / local == column / local || column % local >= local - global
         })
@@ -160,6 +165,17 @@ impl BlockLayout {
             list.push((query + 1).saturating_sub(recent)..query + 1);
         })
     }
+}
+
+/// Refuses blocks whose rows are not at the places of their columns.
+fn check_square(grid: &BlockGrid) -> Result<(), AttentionError> {
+    grid.check()?;
+    let BlockGrid { q_block, kv_block, .. } = grid;
+    if q_block == kv_block {
+        return Ok(());
+    }
+    let (operand, expected) = ("block layout", "blocks of as many queries as keys");
+    Err(AttentionError::Value { operand, expected, got: format!("{q_block} x {kv_block}") })
 }
 
 fn check_positive(operand: &'static str, size: usize) -> Result<(), AttentionError> {

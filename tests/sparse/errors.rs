@@ -83,6 +83,14 @@ fn patterns() {
         BlockLayout::bigbird(wide, &BigBird::published(1)),
         &shape("block layout", "rows of blocks", 7, 3),
     );
+    let oblong = BlockGrid { q_len: 64, kv_len: 32, q_block: 16, kv_block: 8 };
+    for layout in [
+        BlockLayout::bigbird(oblong, &BigBird::published(1)),
+        BlockLayout::strided(oblong, 2),
+        BlockLayout::fixed(oblong, 4, 1),
+    ] {
+        assert_error(layout, &value("block layout", "blocks of as many queries as keys", "16 x 8"));
+    }
     assert_error(BlockLayout::strided(GRID, 0), &value("stride", "at least 1", "0"));
     assert_error(BlockLayout::fixed(GRID, 0, 0), &value("local", "at least 1", "0"));
     assert_error(BlockLayout::fixed(GRID, 2, 3), &value("global", "at most local", "3 of 2"));

@@ -84,7 +84,7 @@ fn random_blocks_are_uniform() {
 
 #[test]
 fn sparse_transformers() {
-    for grid in GRIDS {
+    for grid in GRIDS.into_iter().filter(|grid| grid.q_block == grid.kv_block) {
         for stride in [1, 2, 3, 100] {
             let layout = BlockLayout::strided(grid, stride).expect("a layout");
             let allows = |query: usize, key: usize| {

@@ -13,8 +13,9 @@
 //! counts once: the paper subtracts `ln N_ij` from its logit in each of the `N_ij` rounds, whose sum is the same as leaving it
 //! to one of them.
 //!
-//! Costs `2 rounds c` keys for each query, plus hashing and the bits; pays from some `4 rounds c` tokens on. It is
-//! meant for models trained with it.
+//! Costs `2 rounds c` keys for each query, plus hashing and the bits, which look at as many pairs one by one: fewer operations
+//! than attention of all from some `4 rounds c` tokens on, but slower than it for some thousands. It is meant for models
+//! trained with it.
 
 mod attend;
 mod hash;
