@@ -75,7 +75,7 @@ pub struct Score {
     pub distance: f64,
     /// `slope * distance`, which is subtracted; 0 without ALiBi.
     pub alibi: f64,
-    /// What the dense bias adds; 0 without one.
+    /// What the dense bias adds; -0 without one, which changes no number it is added to.
     pub bias: f64,
     /// Whether neither the mask nor a bias of -inf removes the key.
     pub attended: bool,
@@ -223,7 +223,7 @@ fn score<Q, T: Element>(inputs: &Inputs<'_, Q, T>, cell: Cell, raw: f64) -> Scor
     let capped = inputs.softcap.map(f64::from).map_or(raw, |cap| cap * (raw / cap).tanh());
     let distance = (i128::from(cell.q_pos) - cell.k_pos as i128).unsigned_abs() as f64;
     let alibi = inputs.alibi.map_or(0.0, |slopes| f64::from(slopes[cell.q_head]) * distance);
-    let bias = inputs.bias.map_or(0.0, |bias| {
+    let bias = inputs.bias.map_or(-0.0, |bias| {
         let index = [cell.sequence, cell.q_head, cell.query, cell.k_pos];
         let repeated = |axis: usize| if bias.shape()[axis] == 1 { 0 } else { index[axis] };
         f64::from(bias.get([0, 1, 2, 3].map(repeated)).unwrap_or(f32::NAN))
