@@ -71,7 +71,8 @@ fn blocks_and_recurrence_are_the_definition() {
     }
 }
 
-/// Values of 1 give 1, whatever the weights: within 1e-6, or twice that where each product rounds by itself.
+/// Values of 1 give 1, whatever the weights: within 1e-6, but for ReLU's features in causal rows. There most are the same
+/// small number, and the pairs of a row's own block, added one by one to all keys before, round the same way each time.
 #[test]
 fn weights_sum_to_one() {
     for map in maps(16, 64) {
@@ -82,7 +83,7 @@ fn weights_sum_to_one() {
             operands.v.fill(1.0);
             for level in levels() {
                 let off = difference(&case.run(level, &operands), &vec![1.0; 6000]);
-                let limit = if level.is_fused() { 1e-6 } else { 2e-6 };
+                let limit = if causal && matches!(map, FeatureMap::Relu { .. }) { 2e-6 } else { 1e-6 };
                 assert!(off <= limit, "{level}: off by {off}, {case:?}");
             }
         }
