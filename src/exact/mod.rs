@@ -21,7 +21,8 @@
 //! |---|---|
 //! | `call.rs`, `sequence.rs` | operands checked and resolved |
 //! | `block.rs` | the loop above, for some rows of a head |
-//! | `columns.rs` | which columns of a tile are worked on |
+//! | `group.rs` | up to 6 of its rows in a tile: columns they need, weights out of dot products |
+//! | `columns.rs` | sets of columns of a tile |
 //! | `tier.rs` | what this order and that of bf16 dot products differ in |
 //! | `fma.rs`, `bf16_dot.rs` | the two |
 //! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
@@ -42,6 +43,7 @@ pub(crate) mod finish;
 pub(crate) mod fma;
 #[allow(unsafe_code, reason = "deals rows to tasks")]
 pub(crate) mod grid;
+pub(crate) mod group;
 pub(crate) mod measure;
 #[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;

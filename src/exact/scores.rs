@@ -5,10 +5,11 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, GroupShape, Visible, describe_row, row_bits, shape_row, weigh_group};
+use super::block::{Block, BlockRow, describe_row};
 use super::call::Call;
 use super::columns::Columns;
 use super::finish::with_sink;
+use super::group::{GroupShape, Visible, row_bits, shape_row, weigh_group};
 use super::measure::Details;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::Scratch;

@@ -1,0 +1,341 @@
+//! A group: up to 6 rows of a block that are taken through a tile together, which of its columns they need, and what their
+//! dot products become.
+//!
+//! ```text
+//! visited_columns    all rows of the block: what has to be packed
+//! GroupShape         the group's rows: columns that some row, and that every row, may attend
+//! Visible            one row: all columns looked at, an interval of them, or what bits say
+//! ```
+
+use super::block::{BlockRow, hull};
+use super::call::Call;
+use super::columns::Columns;
+use super::measure::{Measures, RowSums, weigh_measured};
+use super::tier::Runs;
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::kernel::MAX_ROWS;
+use crate::mask::{TILE, TileBits, intersect, set_range};
+use crate::softmax::{larger, raise_maxima, tile_max, weigh_row};
+use std::ops::Range;
+
+/// Columns of a tile that may hold keys of the rows' blocks; all without a block mask. What lies outside need not be there.
+#[inline(never)]
+pub(super) fn visited_columns<T: Element>(
+    call: &Call<'_, T>,
+    rows: &[BlockRow],
+    tile: &Range<usize>,
+) -> Columns {
+    let Some(blocks) = call.mask.blocks else { return Columns::up_to(tile.len()) };
+    let mut visited = TileBits::default();
+    for rows in rows.chunk_by(|a, b| a.mask.blocks.visits_the_same(&b.mask.blocks)) {
+        let Some(hull) = hull(rows, tile) else { continue };
+        let mut bits = TileBits::default();
+        set_range(&mut bits, hull.start - tile.start..hull.end - tile.start);
+        intersect(&mut bits, &blocks.tile_runs(rows[0].mask.blocks, tile.start).0);
+        visited.iter_mut().zip(&bits).for_each(|(word, bits)| *word |= bits);
+    }
+    Columns::of(&visited)
+}
+
+/// How many of some rows, which are not empty, form a group: as many as a register tile has, but under a block mask not
+/// beyond their row of blocks, unless the next visits the same.
+#[inline(never)]
+pub(super) fn group_within_blocks(rows: &[BlockRow]) -> usize {
+    let most = rows.len().min(MAX_ROWS);
+    let apart = |a: &BlockRow, b: &BlockRow| {
+        !a.mask.blocks.is_in_row_of(&b.mask.blocks) && !a.mask.blocks.visits_the_same(&b.mask.blocks)
+    };
+    let border = rows[..most].windows(2).position(|pair| apart(&pair[0], &pair[1]));
+    border.map_or(most, |last| last + 1)
+}
+
+/// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
+/// factors by which what the rows accumulated before has to be rescaled, and the columns that every row attends, if
+/// intervals do not say. Rows that are measured come with their sums.
+#[inline(always)]
+pub(crate) fn weigh_group<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    (rows, measured): (&mut [BlockRow], Option<(Measures, &mut [RowSums])>),
+    tile: &Range<usize>,
+    shape: &GroupShape,
+    scores: &mut [f32],
+    bits: &mut [TileBits; MAX_ROWS],
+) -> ([f32; 16], Option<TileBits>) {
+    let GroupShape { columns, whole, .. } = *shape;
+    let mut visible = [Visible::All; MAX_ROWS];
+    let mut maxima = [f32::NEG_INFINITY; 16];
+    if !whole {
+        for (r, row) in rows.iter().enumerate() {
+            let scores = &mut scores[r * TILE..][..TILE];
+            visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
+        }
+    }
+    for run in columns.runs() {
+        for r in 0..rows.len() {
+            let scores = &scores[r * TILE..][..TILE];
+            maxima[r] =
+                larger(maxima[r], tile_max(isa, scores, run.clone(), visible[r].masked(&bits[r], &run)));
+        }
+    }
+    let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
+    let mut rescaled = factors;
+    if let Some((measures, sums)) = measured {
+        for run in columns.runs() {
+            for (r, row) in rows.iter_mut().zip(&mut *sums).enumerate() {
+                let scores = &mut scores[r * TILE..][..TILE];
+                let bits = visible[r].masked(&bits[r], &run);
+                weigh_measured(isa, measures, row, rescaled[r], tile.start, scores, run.clone(), bits);
+            }
+            rescaled = [1.0; 16];
+        }
+    } else {
+        for run in columns.runs() {
+            for (r, row) in rows.iter_mut().enumerate() {
+                let scores = &mut scores[r * TILE..][..TILE];
+                let bits = visible[r].masked(&bits[r], &run);
+                weigh_row(isa, &mut row.state, rescaled[r], scores, run.clone(), bits, &mut ());
+            }
+            rescaled = [1.0; 16];
+        }
+    }
+    let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
+    let shared = scattered.then(|| {
+        let mut shared = [u64::MAX; TILE / 64];
+        let rows = visible.iter().zip(&*bits).take(rows.len());
+        rows.filter(|(visible, _)| !matches!(visible, Visible::All))
+            .for_each(|(_, bits)| intersect(&mut shared, bits));
+        shared
+    });
+    (factors, shared)
+}
+
+/// Which columns of a tile a group of rows needs.
+pub(crate) struct GroupShape {
+    /// Columns from the first to the last that some row may attend.
+    some: Range<usize>,
+    /// Columns that every row may attend, as far as intervals say.
+    all: Range<usize>,
+    /// Those of `some` to look at.
+    pub(super) columns: Columns,
+    /// Whether every row may attend all of them, and dot products are logits as they are.
+    whole: bool,
+}
+
+impl GroupShape {
+    /// Every row needs all of a tile, whose length is a multiple of 16.
+    #[inline(always)]
+    pub(super) fn whole(len: usize) -> Self {
+        Self { some: 0..len, all: 0..len, columns: Columns::up_to(len), whole: true }
+    }
+
+    /// All columns of a tile, whatever rows may attend; leaves in `bits` what they may, where it takes bits.
+    pub(crate) fn all_columns<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Self {
+        if call.mask.has_bits() {
+            rows.iter().zip(bits).for_each(|(row, bits)| *bits = row_bits(call, row, tile));
+        }
+        let len = tile.len();
+        Self { some: 0..len, all: len..len, columns: Columns::up_to(len), whole: false }
+    }
+
+    /// `None` if no row has a key in the tile. Leaves in `bits` which columns the rows may attend, where it takes bits.
+    #[inline(always)]
+    pub(super) fn new<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Option<Self> {
+        let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
+        for row in rows {
+            let own = columns_of(row, tile);
+            all = all.start.max(own.start)..all.end.min(own.end);
+            if !own.is_empty() {
+                some = some.start.min(own.start)..some.end.max(own.end);
+            }
+        }
+        if some.is_empty() {
+            return None;
+        }
+        if call.mask.has_bits() {
+            return Self::of_bits(call, rows, tile, &all, bits);
+        }
+        if all.start >= all.end {
+            all = some.end..some.end;
+        }
+        let columns = Columns::around(&some);
+        Some(Self { some, all, columns, whole: false })
+    }
+
+    /// [`GroupShape::new`] where intervals do not say it all; that of all rows is `all`.
+    #[inline(never)]
+    fn of_bits<T: Element>(
+        call: &Call<'_, T>,
+        rows: &[BlockRow],
+        tile: &Range<usize>,
+        all: &Range<usize>,
+        bits: &mut [TileBits; MAX_ROWS],
+    ) -> Option<Self> {
+        let mut some = TileBits::default();
+        let shared = full_blocks(call, rows, tile, all);
+        match shared {
+            Some(shared) => some = shared,
+            None => {
+                for (row, bits) in rows.iter().zip(bits) {
+                    *bits = row_bits(call, row, tile);
+                    some.iter_mut().zip(&*bits).for_each(|(word, bits)| *word |= bits);
+                }
+            }
+        }
+        let hull = hull_of(&some)?;
+        Some(Self {
+            all: hull.end..hull.end,
+            columns: Columns::of(&some),
+            some: hull,
+            whole: shared.is_some(),
+        })
+    }
+
+    /// Those of a run of the columns to add up. `shared` has the columns that every row attends, if intervals do not say:
+    /// others may be removed anywhere.
+    #[inline(always)]
+    pub(super) fn runs(&self, run: Range<usize>, shared: Option<&TileBits>) -> Runs {
+        let within = |range: &Range<usize>| range.start.max(run.start)..range.end.min(run.end);
+        let some = within(&self.some);
+        let mut all = match shared {
+            _ if self.whole => some.clone(),
+            Some(shared) => interval_in(shared, &some),
+            None => within(&self.all),
+        };
+        if all.start >= all.end {
+            all = some.end..some.end;
+        }
+        Runs {
+            runs: [(some.start..all.start, true), (all.clone(), false), (all.end..some.end, true)],
+            columns: run,
+        }
+    }
+}
+
+/// The columns that all rows attend, if they visit the same full blocks of a tile, whole vectors of them, and nothing else
+/// shapes their scores or removes keys: `all` are those that every row's interval leaves.
+fn full_blocks<T: Element>(
+    call: &Call<'_, T>,
+    rows: &[BlockRow],
+    tile: &Range<usize>,
+    all: &Range<usize>,
+) -> Option<TileBits> {
+    let blocks = call.mask.only_blocks().filter(|_| call.rules.is_plain())?;
+    let (first, others) = rows.split_first()?;
+    if !others.iter().all(|row| row.mask.blocks.visits_the_same(&first.mask.blocks)) {
+        return None;
+    }
+    let (mut bits, partial) = blocks.tile_runs(first.mask.blocks, tile.start);
+    let mut own = TileBits::default();
+    set_range(&mut own, 0..tile.len());
+    intersect(&mut bits, &own);
+    let hull = hull_of(&bits)?;
+    let attended = all.start <= hull.start && hull.end <= all.end;
+    (!partial && attended && Columns::of(&bits).are(&bits)).then_some(bits)
+}
+
+/// The columns of a tile that a row may attend, as far as the mask says.
+#[inline(never)]
+pub(crate) fn row_bits<T: Element>(call: &Call<'_, T>, row: &BlockRow, tile: &Range<usize>) -> TileBits {
+    let mut bits = TileBits::default();
+    set_range(&mut bits, columns_of(row, tile));
+    call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
+    bits
+}
+
+/// From the first set bit to the last.
+fn hull_of(bits: &TileBits) -> Option<Range<usize>> {
+    let first = bits.iter().position(|&word| word != 0)?;
+    let last = bits.iter().rposition(|&word| word != 0)?;
+    let start = first * 64 + bits[first].trailing_zeros() as usize;
+    Some(start..last * 64 + 64 - bits[last].leading_zeros() as usize)
+}
+
+/// The set bits within a range, if they are one interval; an empty one else.
+#[inline(never)]
+fn interval_in(bits: &TileBits, within: &Range<usize>) -> Range<usize> {
+    let mut inside = TileBits::default();
+    set_range(&mut inside, within.clone());
+    intersect(&mut inside, bits);
+    let count: u32 = inside.iter().map(|word| word.count_ones()).sum();
+    hull_of(&inside).filter(|hull| hull.len() == count as usize).unwrap_or(0..0)
+}
+
+/// A row's interval in a tile's columns.
+#[inline(always)]
+fn columns_of(row: &BlockRow, tile: &Range<usize>) -> Range<usize> {
+    let clamp = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
+    clamp(row.keys.start)..clamp(row.keys.end)
+}
+
+/// Which columns of a tile a row may attend.
+#[derive(Clone, Copy)]
+pub(crate) enum Visible {
+    /// All of those looked at.
+    All,
+    /// One interval of them; the bits say which.
+    Interval,
+    /// What the bits say.
+    Bits,
+}
+
+impl Visible {
+    /// The bits, if they say anything about a run of columns.
+    #[inline(always)]
+    pub(crate) fn masked<'b>(self, bits: &'b TileBits, run: &Range<usize>) -> Option<&'b TileBits> {
+        match self {
+            Visible::All => None,
+            Visible::Interval => Some(bits),
+            Visible::Bits => (count_in(bits, run) < run.len()).then_some(bits),
+        }
+    }
+}
+
+/// How many bits of a range are set.
+#[inline(always)]
+pub(crate) fn count_in(bits: &TileBits, range: &Range<usize>) -> usize {
+    let mut inside = TileBits::default();
+    set_range(&mut inside, range.clone());
+    inside.iter().zip(bits).map(|(inside, bits)| (inside & bits).count_ones() as usize).sum()
+}
+
+/// Turns dot products into logits; leaves in `bits` which columns the row may attend, if not all. Where the mask takes bits,
+/// they are there already.
+#[inline(always)]
+pub(crate) fn shape_row<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    row: &BlockRow,
+    tile: &Range<usize>,
+    columns: Columns,
+    scores: &mut [f32],
+    bits: &mut TileBits,
+) -> Visible {
+    for run in columns.runs() {
+        call.rules.cap(isa, scores, run.clone());
+        call.rules.add_alibi(isa, row.mask, tile.start, scores, run);
+    }
+    let (has_bits, has_bias) = (call.mask.has_bits(), call.rules.has_bias());
+    if !has_bits {
+        *bits = TileBits::default();
+        set_range(bits, columns_of(row, tile));
+        if !has_bias {
+            return if columns.are(bits) { Visible::All } else { Visible::Interval };
+        }
+    }
+    for run in columns.runs() {
+        call.rules.add_bias(isa, row.mask, tile.start, scores, run, bits);
+    }
+    Visible::Bits
+}
