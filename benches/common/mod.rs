@@ -1,6 +1,7 @@
-//! What the benches share: cases and operands.
+//! What the benches share: cases and operands, command lines, rounds.
 #![allow(dead_code, reason = "each bench uses its own part")]
 
+pub(crate) mod options;
 pub(crate) mod pages;
 pub(crate) mod rounds;
 

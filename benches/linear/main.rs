@@ -17,50 +17,14 @@ mod common;
 
 mod decode;
 
+use common::options::Options;
 use common::rounds::{calls_per_round, medians, time};
 use common::{Case, Tensors};
 use lucid_attention::linear::{FeatureMap, LinearInputs, LinearPlan, Norms, Projection};
 use lucid_attention::{Inputs, Mask, Outputs, Plan, Problem, View, ViewMut};
-use std::process::ExitCode;
 
 pub(crate) const HEADS: usize = 8;
 pub(crate) const DIM: usize = 64;
-
-struct Options {
-    threads: Vec<usize>,
-    rounds: usize,
-    quick: bool,
-    parts: Vec<String>,
-}
-
-impl Options {
-    fn parse() -> Result<Self, lexopt::Error> {
-        use lexopt::prelude::*;
-        let mut options = Self { threads: vec![1, 2], rounds: 7, quick: false, parts: Vec::new() };
-        let mut parser = lexopt::Parser::from_env();
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Long("threads") => {
-                    let list = parser.value()?.string()?;
-                    let threads = list.split(',').map(str::parse).collect::<Result<_, _>>();
-                    options.threads =
-                        threads.map_err(|_| format!("--threads: expected numbers, got {list}"))?;
-                }
-                Long("rounds") => options.rounds = parser.value()?.parse()?,
-                Long("quick") => options.quick = true,
-                // What cargo passes to every bench.
-                Long("bench") => {}
-                Value(part) => options.parts.push(part.string()?),
-                other => return Err(other.unexpected()),
-            }
-        }
-        Ok(options)
-    }
-
-    fn wants(&self, id: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|part| id.contains(part))
-    }
-}
 
 /// A map to time.
 #[derive(Clone, Copy)]
@@ -102,16 +66,10 @@ impl Map {
     }
 }
 
-fn main() -> ExitCode {
-    let options = match Options::parse() {
-        Ok(options) => options,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
+fn main() -> Result<(), lexopt::Error> {
+    let options = Options::parse(&["quick"])?;
     let lengths: &[usize] =
-        if options.quick { &[256, 512, 1024] } else { &[256, 512, 1024, 2048, 4096, 8192, 16384] };
+        if options.has("quick") { &[256, 512, 1024] } else { &[256, 512, 1024, 2048, 4096, 8192, 16384] };
     let mut crossings = Vec::new();
     println!(
         "{:<24} {:>7} {:>11} {:>11} {:>7} {:>7} {:>6} {:>7} {:>7}",
@@ -143,11 +101,11 @@ fn main() -> ExitCode {
     if options.wants("decode") {
         decode::print(
             &[Map::Positive(256), Map::Elu],
-            if options.quick { 4096 } else { 65536 },
+            if options.has("quick") { 4096 } else { 65536 },
             options.rounds,
         );
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 /// Medians of a case, and how wrong it is.

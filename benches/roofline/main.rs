@@ -22,6 +22,7 @@ mod projections;
 
 use cases::{Limit, Setup};
 use common::Case;
+use common::options::Options;
 use common::rounds::{calls_per_round, medians, time};
 use half::{bf16, f16};
 use lucid_attention::{
@@ -31,67 +32,26 @@ use lucid_attention::{
 use peaks::Memory;
 use std::process::ExitCode;
 
-struct Options {
-    threads: Vec<usize>,
-    rounds: usize,
-    json: bool,
-    floor: bool,
-    parts: Vec<String>,
-}
-
-impl Options {
-    fn parse() -> Result<Self, lexopt::Error> {
-        use lexopt::prelude::*;
-        let mut options =
-            Self { threads: vec![1, 2], rounds: 7, json: false, floor: false, parts: Vec::new() };
-        let mut parser = lexopt::Parser::from_env();
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Long("threads") => {
-                    let list = parser.value()?.string()?;
-                    let threads = list.split(',').map(str::parse).collect::<Result<_, _>>();
-                    options.threads =
-                        threads.map_err(|_| format!("--threads: expected numbers, got {list}"))?;
-                }
-                Long("rounds") => options.rounds = parser.value()?.parse()?,
-                Long("json") => options.json = true,
-                Long("floor") => options.floor = true,
-                // What cargo passes to every bench.
-                Long("bench") => {}
-                Value(part) => options.parts.push(part.string()?),
-                other => return Err(other.unexpected()),
-            }
-        }
-        Ok(options)
-    }
-}
-
-fn main() -> ExitCode {
-    let options = match Options::parse() {
-        Ok(options) => options,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
+fn main() -> Result<ExitCode, lexopt::Error> {
+    let options = Options::parse(&["json", "floor"])?;
     let memory = Memory::new();
     let mut broken = false;
-    if !options.json {
+    if !options.has("json") {
         println!(
             "{:<72} {:>7} {:>11} {:>9} {:>9} {:>6}",
             "case", "threads", "median us", "G/s", "limit", "share"
         );
     }
-    let attention = cases::setups(options.floor).into_iter().map(boxed);
-    for timed in attention.chain(projections::all(options.floor).into_iter().map(boxed)) {
+    let attention = cases::setups(options.has("floor")).into_iter().map(boxed);
+    for timed in attention.chain(projections::all(options.has("floor")).into_iter().map(boxed)) {
         let id = timed.id();
-        if !options.parts.is_empty() && !options.parts.iter().any(|part| id.contains(part)) {
+        if !options.wants(&id) {
             continue;
         }
         for &threads in &options.threads {
             let watch = Watch { threads, rounds: options.rounds, memory: &memory };
             let Some(mut line) = watch.measure(&*timed) else { continue };
-            if let Some(floor) = timed.floor().filter(|_| options.floor) {
+            if let Some(floor) = timed.floor().filter(|_| options.has("floor")) {
                 if line.share < floor {
                     line = watch.measure(&*timed).unwrap_or(line);
                 }
@@ -104,10 +64,10 @@ fn main() -> ExitCode {
                     );
                 }
             }
-            line.print(&id, threads, options.json);
+            line.print(&id, threads, options.has("json"));
         }
     }
-    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// A line of the table.

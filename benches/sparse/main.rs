@@ -15,57 +15,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+use common::options::Options;
 use common::rounds::{calls_per_round, medians, time};
 use common::{Case, Tensors};
 use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask, Keep, Selection};
 use lucid_attention::{AttentionError, Inputs, Mask, Outputs, Plan, Problem, View, ViewMut};
-use std::process::ExitCode;
 
 const BLOCK: usize = 64;
 const HEADS: usize = 8;
 const DIM: usize = 64;
 
-struct Options {
-    threads: Vec<usize>,
-    rounds: usize,
-    quick: bool,
-    parts: Vec<String>,
-}
-
-impl Options {
-    fn parse() -> Result<Self, lexopt::Error> {
-        use lexopt::prelude::*;
-        let mut options = Self { threads: vec![1, 2], rounds: 7, quick: false, parts: Vec::new() };
-        let mut parser = lexopt::Parser::from_env();
-        while let Some(arg) = parser.next()? {
-            match arg {
-                Long("threads") => {
-                    let list = parser.value()?.string()?;
-                    let threads = list.split(',').map(str::parse).collect::<Result<_, _>>();
-                    options.threads =
-                        threads.map_err(|_| format!("--threads: expected numbers, got {list}"))?;
-                }
-                Long("rounds") => options.rounds = parser.value()?.parse()?,
-                Long("quick") => options.quick = true,
-                // What cargo passes to every bench.
-                Long("bench") => {}
-                Value(part) => options.parts.push(part.string()?),
-                other => return Err(other.unexpected()),
-            }
-        }
-        Ok(options)
-    }
-}
-
-fn main() -> ExitCode {
-    let options = match Options::parse() {
-        Ok(options) => options,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let lengths: &[usize] = if options.quick { &[1024] } else { &[1024, 2048, 4096, 8192] };
+fn main() -> Result<(), lexopt::Error> {
+    let options = Options::parse(&["quick"])?;
+    let lengths: &[usize] = if options.has("quick") { &[1024] } else { &[1024, 2048, 4096, 8192] };
     println!(
         "{:<32} {:>7} {:>12} {:>12} {:>8} {:>10}",
         "layout", "threads", "dense us", "blocks us", "density", "efficiency"
@@ -73,7 +35,7 @@ fn main() -> ExitCode {
     for &len in lengths {
         for (name, make) in LAYOUTS {
             let id = format!("{name}_{len}");
-            if !options.parts.is_empty() && !options.parts.iter().any(|part| id.contains(part)) {
+            if !options.wants(&id) {
                 continue;
             }
             for &threads in &options.threads {
@@ -91,11 +53,11 @@ fn main() -> ExitCode {
         }
     }
     for &len in lengths {
-        if options.parts.is_empty() || options.parts.iter().any(|part| "build".contains(part.as_str())) {
+        if options.wants("build") {
             build(len, options.rounds);
         }
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 type Make = fn(BlockGrid) -> Result<BlockLayout, AttentionError>;
