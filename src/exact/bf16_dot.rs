@@ -40,10 +40,9 @@ use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, Runs, Tier};
+use super::tier::{Accumulators, Runs, Stored, Tier};
 use super::workspace::Operands;
 use crate::element::Element;
-use crate::inputs::Keys;
 use crate::isa::Bf16Dot;
 use crate::kernel::product::Dot;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
@@ -81,13 +80,6 @@ pub(crate) struct Source<'a, T> {
     later: bool,
     /// What scratch knows the head by.
     head: [usize; 2],
-}
-
-/// Keys as they are stored.
-#[derive(Clone, Copy)]
-enum Stored<'a, T> {
-    Panels(&'a [T]),
-    Rows(KeyRows<'a, T>),
 }
 
 /// Pairs of dimensions.
@@ -130,13 +122,6 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             stride: call.v.strides()[2],
             len: kv_len,
         };
-        let stored = match call.keys {
-            Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
-            Keys::Rows(view) => {
-                let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
-                Stored::Rows(KeyRows { data, stride, len: kv_len })
-            }
-        };
         let head_dim = call.problem.head_dim;
         let source = Source {
             dims: pairs(head_dim),
@@ -144,7 +129,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             factor: call.rules.factor,
             head_dim,
             v_dim: call.problem.v_dim,
-            keys: stored,
+            keys: Stored::of(call, block),
             values,
             whole: block.shares_keys,
             later: block.shares_keys && call.mask.has_lists(),

@@ -4,10 +4,9 @@ use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, Runs, Tier};
+use super::tier::{Accumulators, Runs, Stored, Tier};
 use super::workspace::Operands;
 use crate::element::{DType, Element};
-use crate::inputs::Keys;
 use crate::isa::Isa;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
 use crate::kernel::product::Fma;
@@ -47,13 +46,6 @@ enum KeySource<'a, T> {
     /// Rows, packed into scratch tile by tile.
     PackedTile(KeyRows<'a, T>),
     /// Rows, transposed in registers.
-    Rows(KeyRows<'a, T>),
-}
-
-/// Keys as they are stored.
-#[derive(Clone, Copy)]
-enum Stored<'a, T> {
-    Panels(&'a [T]),
     Rows(KeyRows<'a, T>),
 }
 
@@ -234,14 +226,7 @@ fn key_source<'a, I: Isa, T: Element>(
     operands: &mut Operands,
     keys: &Range<usize>,
 ) -> KeySource<'a, T> {
-    let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
-    let stored = match call.keys {
-        Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
-        Keys::Rows(view) => {
-            let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
-            Stored::Rows(KeyRows { data, stride, len: kv_len })
-        }
-    };
+    let stored = Stored::of(call, block);
     match stored {
         Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => KeySource::Panels(panels),
         Stored::Rows(rows) if !block.shares_keys && block.rows.len() > FUSED_ROWS => {
@@ -251,7 +236,14 @@ fn key_source<'a, I: Isa, T: Element>(
         _ if call.mask.has_lists() => KeySource::PackedLater(stored),
         _ => {
             let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
-            pack_missing(isa, stored, [index, block.kv_head], call.problem.head_dim, operands, panels);
+            pack_missing(
+                isa,
+                stored,
+                [block.sequence.index, block.kv_head],
+                call.problem.head_dim,
+                operands,
+                panels,
+            );
             KeySource::Packed
         }
     }

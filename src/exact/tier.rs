@@ -14,8 +14,32 @@ use super::fma::FmaTier;
 use super::sequence::Sequence;
 use super::workspace::Operands;
 use crate::element::Element;
+use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
+use crate::kernel::score::KeyRows;
 use std::ops::Range;
+
+/// A head's keys as they are stored.
+#[derive(Clone, Copy)]
+pub(super) enum Stored<'a, T> {
+    Panels(&'a [T]),
+    Rows(KeyRows<'a, T>),
+}
+
+impl<'a, T: Element> Stored<'a, T> {
+    /// Those of a block.
+    #[inline(always)]
+    pub(super) fn of(call: &Call<'a, T>, block: &Block) -> Self {
+        let Sequence { batch, k_first, kv_len, .. } = block.sequence;
+        match call.keys {
+            Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
+            Keys::Rows(view) => {
+                let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
+                Stored::Rows(KeyRows { data, stride, len: kv_len })
+            }
+        }
+    }
+}
 
 /// A tier on an instruction set. All of it is `#[inline(always)]`.
 pub(crate) trait Tier<I: Isa> {
