@@ -72,7 +72,14 @@ def measure(args, case, workers):
             print(f"{case}: {name} left out: {answer['error']}", file=sys.stderr)
             continue
         # The fastest of its routes goes on.
-        times = {route: turn(workers[name], case, route, args.secs)[0] for route in answer["routes"]}
+        times = {}
+        for route in answer["routes"]:
+            try:
+                times[route] = turn(workers[name], case, route, args.secs)[0]
+            except Failed as error:
+                print(f"{case}: {name} by {route} left out: {error}", file=sys.stderr)
+        if not times:
+            continue
         found[name] = dict(route=min(times, key=times.get), times=[], ratios=[], difference=0.0)
     for _ in range(args.rounds):
         for name, line in found.items():

@@ -20,7 +20,8 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// Independent normal numbers, the same for the same seed but for the last bits of the platform's logarithm and cosine; `heads` is 1 to serve all.
+    /// Independent normal numbers, the same for the same seed but for the last bits of the platform's logarithm and cosine;
+    /// `heads` is 1 to serve all.
     ///
     /// # Errors
     /// `buckets` is odd or 0, another size is 0, or memory cannot be had.
