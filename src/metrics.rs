@@ -14,8 +14,9 @@ pub(crate) const MAX_TOP_K: usize = 64;
 /// What to measure besides entropy, effective keys, largest probability and mean score, which are always there.
 ///
 /// Those, [`distance`](MetricsOptions::distance) and [`first_keys`](MetricsOptions::first_keys) are accumulated while the
-/// output is computed. [`sparsity`](MetricsOptions::sparsity) and [`top_k`](MetricsOptions::top_k) need the finished
-/// probabilities: for them the scores are computed twice more, which takes longer than the call itself.
+/// output is computed, and so are [`sparsity`](MetricsOptions::sparsity) and [`top_k`](MetricsOptions::top_k) but for two cases:
+/// a threshold below 1/128 (under which keys get too many to be kept), and a call of few queries whose keys are split among
+/// threads. Those take a second pass, in which the scores are computed twice more: longer than the call itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(
     feature = "serde",

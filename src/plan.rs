@@ -9,12 +9,13 @@ use crate::exact::grid::Grid;
 use crate::exact::measure::Measures;
 use crate::exact::partials::partials_len;
 use crate::exact::progress::{Blocks, Progress};
-use crate::exact::scores::{ScoreTargets, Written};
+use crate::exact::scores::{Chosen, ScoreTargets, Written};
 use crate::exact::tier::Engine;
 use crate::exact::workspace::{Scratch, ScratchSizes, WorkspaceParts};
 use crate::explain::Explanation;
-use crate::inputs::{Inputs, Outputs, ScoreStage, Scores};
+use crate::inputs::Inputs;
 use crate::isa::{Bf16Level, Level};
+use crate::outputs::{Outputs, ScoreStage, Scores, TopKeys};
 use crate::parallel;
 use crate::problem::Problem;
 use crate::rows::SharedRows;
@@ -229,7 +230,7 @@ impl Plan {
         workspace.progress = Progress::Nothing;
         let call = Call::new(&self.problem, self.order, inputs)?;
         self.check_workspace(workspace)?;
-        let Outputs { out, lse, row_max, scores, mut metrics } = outputs;
+        let Outputs { out, lse, row_max, scores, top_keys, mut metrics } = outputs;
         let [batch, q_heads, q_len, _] = inputs.q().shape();
         check_output("out", &out, inputs.output_shape())?;
         let per_row = |operand, values: Option<_>| {
@@ -237,6 +238,8 @@ impl Plan {
         };
         let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
         let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
+        let top_keys = top_keys.map(|top_keys| top_key_targets(top_keys, inputs)).transpose()?;
+        let wanted = [scores, top_keys].map(|targets| targets.filter(|targets| !targets.is_empty()));
         let options = metrics.as_ref().map(|metrics| *metrics.options());
         let measured = metrics.as_mut().map(|metrics| metrics.room([batch, q_heads, q_len])).transpose()?;
         let measured = measured.map(|rows| ViewMut::new(rows, [batch, q_heads, q_len, 1])).transpose()?;
@@ -244,11 +247,9 @@ impl Plan {
         // The sizes of an empty output are not bound by memory: there may be more rows than anyone can visit.
         let rows_wanted = [lse, row_max].iter().any(Option::is_some) || measured.is_some();
         let rows_wanted = rows_wanted || !inputs.output_shape().contains(&0);
-        let scores = scores.filter(|scores| !scores.is_empty());
-        let call = Call { measures: options.as_ref().map(Measures::new), ..call };
         let targets = Targets { out: Q::share(SharedRows::new(out)), lse, row_max, metrics: measured };
 
-        if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && scores.is_none() {
+        if batch == 0 || q_heads == 0 || q_len == 0 || !rows_wanted && wanted.iter().all(Option::is_none) {
             metrics.into_iter().for_each(|metrics| metrics.count(0, q_len));
             workspace.progress = Progress::All;
             return Ok(());
@@ -261,6 +262,8 @@ impl Plan {
         stopped(0)?;
         let Workspace { workers, partials, progress, .. } = workspace;
         let grid = Grid::new(&call, self.max_threads);
+        let measures = options.as_ref().map(|options| Measures::new(options, grid.splits == 1));
+        let call = Call { measures, ..call };
         let workers = &mut workers[..grid.workers];
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
@@ -278,21 +281,17 @@ impl Plan {
             }
         }
         *progress = Progress::All;
-        if let Some(scores) = scores {
-            T::run_scores(self.engine, &call, &scores, workers);
+        for targets in wanted.iter().flatten() {
+            T::run_scores(self.engine, &call, targets, workers);
             stopped(row_count)?;
         }
-        if let (Some(options), Some(rows)) = (options, measured)
-            && options.needs_probabilities()
+        if let (Some(options), Some(rows), Some(measures)) = (options, measured, measures)
+            && !measures.are_all(&options)
         {
             let details = ScoreTargets {
                 stage: ScoreStage::Softmax,
                 written: Written::Metrics { rows, options },
-                heads: None,
-                rows: None,
-                batch,
-                head_count: q_heads,
-                row_count: q_len,
+                chosen: Chosen::all([batch, q_heads, q_len]),
             };
             T::run_scores(self.engine, &call, &details, workers);
             stopped(row_count)?;
@@ -362,22 +361,20 @@ fn score_targets<'a, Q: Element, T: Element>(
     inputs: &Inputs<'_, Q, T>,
 ) -> Result<ScoreTargets<'a>, AttentionError> {
     let Scores { stage, out, heads, rows } = scores;
-    let [batch, q_heads, q_len, _] = inputs.q().shape();
-    let chosen = |operand, list: Option<&[usize]>, limit: usize| match list {
-        None => Ok(limit),
-        Some(list) => match list.iter().find(|&&index| index >= limit) {
-            Some(got) => {
-                let (expected, got) = ("indices below the number there are", format!("{got} of {limit}"));
-                Err(AttentionError::Value { operand, expected, got })
-            }
-            None => Ok(list.len()),
-        },
-    };
-    let head_count = chosen("scores.heads", heads, q_heads)?;
-    let row_count = chosen("scores.rows", rows, q_len)?;
-    check_output("scores", &out, [batch, head_count, row_count, inputs.k().shape()[2]])?;
-    let written = Written::Scores(SharedRows::new(out));
-    Ok(ScoreTargets { stage, written, heads, rows, batch, head_count, row_count })
+    let chosen = Chosen::new(["scores.heads", "scores.rows"], [heads, rows], inputs)?;
+    check_output("scores", &out, chosen.shape(inputs.k().shape()[2]))?;
+    Ok(ScoreTargets { stage, written: Written::Scores(SharedRows::new(out)), chosen })
+}
+
+fn top_key_targets<'a, Q: Element, T: Element>(
+    top_keys: TopKeys<'a>,
+    inputs: &Inputs<'_, Q, T>,
+) -> Result<ScoreTargets<'a>, AttentionError> {
+    let TopKeys { out, heads, rows } = top_keys;
+    let chosen = Chosen::new(["top_keys.heads", "top_keys.rows"], [heads, rows], inputs)?;
+    let k = out.shape()[3];
+    check_output("top_keys", &out, chosen.shape(k))?;
+    Ok(ScoreTargets { stage: ScoreStage::Softmax, written: Written::Top(SharedRows::new(out)), chosen })
 }
 
 /// Attention in one call: plans, allocates and runs. Returns `[batch, q_heads, q_len, v_dim]`, contiguous.

@@ -24,8 +24,9 @@
 
 use crate::element::Element;
 use crate::error::AttentionError;
-use crate::inputs::{Inputs, Keys, QueryStart, ScoreStage};
+use crate::inputs::{Inputs, Keys, QueryStart};
 use crate::mask::Cell;
+use crate::outputs::ScoreStage;
 use std::ops::Range;
 
 /// What [`attention`] computes.

@@ -29,8 +29,9 @@ use super::call::{Call, Order};
 use super::columns::Columns;
 use super::finish::{Targets, finish_row};
 use super::group::{GroupShape, group_within_blocks, visited_columns, weigh_group};
-use super::measure::{PartSums, RowSums};
+use super::measure::{Measured, PartSums, PeakMemory, RowSums};
 use super::partials::Partials;
+use super::peaks::{Peaks, ROW_PEAKS};
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Tier, TierKernel};
 use super::workspace::Scratch;
@@ -89,15 +90,19 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
         let BlockKernel { call, block, scratch, end } = self;
         prepare_rows::<I, E, T>(isa, call, block, scratch);
         compute::<I, E, T>(isa, call, block, scratch);
-        let Scratch { rows, sums, total, acc_stride, .. } = scratch;
+        let Scratch { rows, sums, peaks, total, acc_stride, .. } = scratch;
+        let mut peaks = peaks.chunks_exact_mut(ROW_PEAKS);
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
-            let sums = sums.get(index).map_or(PartSums::EMPTY, |sums| sums.total);
+            let (mut own, memory) = (sums.get_mut(index), peaks.next());
+            let sums = own.as_ref().map_or(PartSums::EMPTY, |sums| sums.total);
+            let peaks = own.as_mut().zip(call.measures).zip(memory);
+            let peaks = peaks.and_then(|((sums, measures), memory)| sums.peaks(measures, memory));
             // SAFETY: a call's blocks partition its rows (those of a unit's splits: its parts), and a block is one
             // task's, see `grid`.
             unsafe {
                 match &end {
                     End::Finish(targets) => {
-                        finish_row(isa, call, &block.sequence, (row, &sums), acc, targets)
+                        finish_row(isa, call, &block.sequence, (row, &sums, peaks), acc, targets)
                     }
                     End::Keep { partials, unit, split } => {
                         partials.put([*unit, *split, index], (&row.total, &sums), acc);
@@ -146,6 +151,11 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
     describe_rows(call, block, &mut scratch.rows);
     scratch.sums.clear();
     scratch.sums.resize(call.measures.map_or(0, |_| scratch.rows.len()), RowSums::EMPTY);
+    if let Some(measures) = call.measures {
+        let memory = scratch.peaks.chunks_exact_mut(ROW_PEAKS);
+        let peaks = scratch.sums.iter_mut().zip(memory).filter_map(|(sums, row)| sums.peaks(measures, row));
+        peaks.for_each(Peaks::reset);
+    }
     for (index, row) in scratch.rows.iter().enumerate() {
         E::pack_query(isa, call, &block.sequence, row, index, &mut scratch.operands);
     }
@@ -229,7 +239,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     core: &Range<usize>,
 ) {
     let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
-    let Scratch { operands, rows, sums, scores, bits, acc, acc_stride, .. } = scratch;
+    let Scratch { operands, rows, sums, peaks, scores, bits, shared, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
     let visited = if lists { visited_columns(call, rows, &tile) } else { Columns::up_to(tile.len()) };
@@ -250,8 +260,15 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         for run in shape.columns.runs() {
             E::score_group(isa, source, operands, group.clone(), &tile, &run, scores);
         }
-        let measured = call.measures.map(|measures| (measures, &mut sums[group]));
-        let (factors, shared) = weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits);
+        let measured = call.measures.map(|measures| {
+            let own = peaks.len() - TILE;
+            let (all, logits) = peaks.split_at_mut(own);
+            let rows = &mut all[group.start * ROW_PEAKS..group.end * ROW_PEAKS];
+            Measured { measures, sums: &mut sums[group], memory: PeakMemory { rows, logits } }
+        });
+        let (factors, scattered) =
+            weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits, shared);
+        let shared = scattered.then_some(&*shared);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
                 scale_row(isa, acc, factor);
@@ -269,7 +286,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         }
         for run in shape.columns.runs() {
             let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
-            E::accumulate_group(isa, source, operands, &tile, shape.runs(run, shared.as_ref()), scores, acc);
+            E::accumulate_group(isa, source, operands, &tile, shape.runs(run, shared), scores, acc);
         }
     }
 }

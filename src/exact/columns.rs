@@ -45,6 +45,13 @@ impl Columns {
         count == self.0.count_ones() * WIDTH as u32 && self == Self::of(bits)
     }
 
+    /// Whether they are exactly a range.
+    #[inline(always)]
+    pub(crate) fn are_all_of(self, range: &Range<usize>) -> bool {
+        let whole = range.start.is_multiple_of(WIDTH) && range.end.is_multiple_of(WIDTH);
+        whole && !range.is_empty() && self == Self::around(range)
+    }
+
     /// Maximal runs of them, ascending.
     #[inline(always)]
     pub(crate) fn runs(self) -> ColumnRuns {
@@ -107,6 +114,8 @@ mod tests {
                 let columns = Columns::around(&(start..end));
                 assert_eq!(columns, Columns::of(&bits), "{start}..{end}");
                 assert_eq!(columns.are(&bits), start % 16 == 0 && end % 16 == 0, "{start}..{end}");
+                assert_eq!(columns.are_all_of(&(start..end)), columns.are(&bits), "{start}..{end}");
+                assert!(!columns.are_all_of(&(0..TILE)) || (start, end) == (0, TILE), "{start}..{end}");
             }
             assert_eq!(Columns::up_to(start), Columns(((1u32 << start.div_ceil(16)) - 1) as u16));
         }

@@ -3,6 +3,7 @@
 use super::block::BlockRow;
 use super::call::Call;
 use super::measure::{PartSums, row_metrics};
+use super::peaks::Peaks;
 use super::sequence::Sequence;
 use crate::element::Element;
 use crate::isa::Isa;
@@ -45,7 +46,7 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     sequence: &Sequence,
-    (row, sums): (&BlockRow, &PartSums),
+    (row, sums, peaks): (&BlockRow, &PartSums, Option<Peaks<'_>>),
     acc: &mut [f32],
     targets: &Targets<'_>,
 ) {
@@ -79,7 +80,8 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
             put(rows, place, max);
         }
         if let (Some(rows), Some(measures)) = (&targets.metrics, call.measures) {
-            let metrics = row_metrics(isa, measures, sums, state, (&end, factor));
+            let mut metrics = row_metrics(isa, measures, sums, state, (&end, factor));
+            peaks.iter().for_each(|peaks| peaks.write(isa, &end, &mut metrics));
             put(rows, place, RowMetrics { all_keys: sequence.key_count, ..metrics });
         }
     }

@@ -213,7 +213,7 @@ impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
             unsafe {
                 let mut sums = PartSums::EMPTY;
                 row.total = self.partials.merge(isa, self.unit, self.splits, index, (acc, &mut sums));
-                finish_row(isa, self.call, &self.block.sequence, (row, &sums), acc, self.targets);
+                finish_row(isa, self.call, &self.block.sequence, (row, &sums, None), acc, self.targets);
             }
         }
     }

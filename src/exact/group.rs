@@ -10,7 +10,7 @@
 use super::block::{BlockRow, hull};
 use super::call::Call;
 use super::columns::Columns;
-use super::measure::{Measures, RowSums, weigh_measured};
+use super::measure::{Measured, weigh_measured};
 use super::tier::Runs;
 use crate::element::Element;
 use crate::isa::Isa;
@@ -51,18 +51,19 @@ pub(super) fn group_within_blocks(rows: &[BlockRow]) -> usize {
 }
 
 /// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
-/// factors by which what the rows accumulated before has to be rescaled, and the columns that every row attends, if
-/// intervals do not say. Rows that are measured come with their sums.
+/// factors by which what the rows accumulated before has to be rescaled. Where intervals do not say which columns every row
+/// attends, those come in `shared`, and it says so. Rows that are measured come with their sums.
 #[inline(always)]
 pub(crate) fn weigh_group<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
-    (rows, measured): (&mut [BlockRow], Option<(Measures, &mut [RowSums])>),
+    (rows, measured): (&mut [BlockRow], Option<Measured<'_>>),
     tile: &Range<usize>,
     shape: &GroupShape,
     scores: &mut [f32],
     bits: &mut [TileBits; MAX_ROWS],
-) -> ([f32; 16], Option<TileBits>) {
+    shared: &mut TileBits,
+) -> ([f32; 16], bool) {
     let GroupShape { columns, whole, .. } = *shape;
     let mut visible = [Visible::All; MAX_ROWS];
     let mut maxima = [f32::NEG_INFINITY; 16];
@@ -81,12 +82,13 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
     }
     let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
     let mut rescaled = factors;
-    if let Some((measures, sums)) = measured {
+    if let Some(mut measured) = measured {
         for run in columns.runs() {
-            for (r, row) in rows.iter_mut().zip(&mut *sums).enumerate() {
+            for (r, row) in rows.iter_mut().enumerate() {
                 let scores = &mut scores[r * TILE..][..TILE];
                 let bits = visible[r].masked(&bits[r], &run);
-                weigh_measured(isa, measures, row, rescaled[r], tile.start, scores, run.clone(), bits);
+                let row = (r, row);
+                weigh_measured(isa, &mut measured, row, rescaled[r], tile.start, scores, run.clone(), bits);
             }
             rescaled = [1.0; 16];
         }
@@ -101,14 +103,13 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
         }
     }
     let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
-    let shared = scattered.then(|| {
-        let mut shared = [u64::MAX; TILE / 64];
+    if scattered {
+        *shared = [u64::MAX; TILE / 64];
         let rows = visible.iter().zip(&*bits).take(rows.len());
         rows.filter(|(visible, _)| !matches!(visible, Visible::All))
-            .for_each(|(_, bits)| intersect(&mut shared, bits));
-        shared
-    });
-    (factors, shared)
+            .for_each(|(_, bits)| intersect(shared, bits));
+    }
+    (factors, scattered)
 }
 
 /// Which columns of a tile a group of rows needs.
@@ -328,10 +329,14 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
     }
     let (has_bits, has_bias) = (call.mask.has_bits(), call.rules.has_bias());
     if !has_bits {
+        let own = columns_of(row, tile);
+        if !has_bias && columns.are_all_of(&own) {
+            return Visible::All;
+        }
         *bits = TileBits::default();
-        set_range(bits, columns_of(row, tile));
+        set_range(bits, own);
         if !has_bias {
-            return if columns.are(bits) { Visible::All } else { Visible::Interval };
+            return Visible::Interval;
         }
     }
     for run in columns.runs() {

@@ -13,10 +13,11 @@
 
 use super::block::BlockRow;
 use super::group::count_in;
+use super::peaks::{PeakOptions, Peaks, ROW_PEAKS};
 use crate::isa::Isa;
 use crate::mask::{TILE, TileBits, set_range};
 use crate::math;
-use crate::metrics::{MAX_TOP_K, MetricsOptions, RowMetrics};
+use crate::metrics::{MetricsOptions, RowMetrics};
 use crate::softmax::{Observe, Partial, RowState, SUM_LANES, exp2, larger, mask_at, rescale, weigh_row};
 use std::f64::consts::LN_2;
 use std::ops::Range;
@@ -29,12 +30,38 @@ const NO_WEIGHT: f32 = -160.0;
 pub(crate) struct Measures {
     distance: bool,
     first_keys: usize,
+    peaks: Option<PeakOptions>,
 }
 
 impl Measures {
-    pub(crate) fn new(options: &MetricsOptions) -> Self {
-        Self { distance: options.distance, first_keys: options.first_keys.unwrap_or(0) }
+    /// `whole_rows` if no row's keys are split among tasks.
+    pub(crate) fn new(options: &MetricsOptions, whole_rows: bool) -> Self {
+        Self {
+            distance: options.distance,
+            first_keys: options.first_keys.unwrap_or(0),
+            peaks: PeakOptions::new(options).filter(|_| whole_rows),
+        }
     }
+
+    /// Whether they tell all that `options` ask for.
+    pub(crate) fn are_all(&self, options: &MetricsOptions) -> bool {
+        self.peaks.is_some() || !options.needs_probabilities()
+    }
+}
+
+/// Where a group's rows are measured.
+pub(crate) struct Measured<'a> {
+    pub(crate) measures: Measures,
+    pub(crate) sums: &'a mut [RowSums],
+    pub(crate) memory: PeakMemory<'a>,
+}
+
+/// What peaks are kept in.
+pub(crate) struct PeakMemory<'a> {
+    /// [`ROW_PEAKS`] numbers for each row.
+    pub(crate) rows: &'a mut [f32],
+    /// Room for a tile's logits of one row.
+    pub(crate) logits: &'a mut [f32],
 }
 
 /// The sums of a row of a block.
@@ -45,6 +72,8 @@ pub(crate) struct RowSums {
     /// The maximum that the current split's stand under.
     max: f32,
     keys: usize,
+    /// Logits that are kept of it, of all splits.
+    peaks: usize,
     energy: [f32; SUM_LANES],
     distance: [f32; SUM_LANES],
     first: [f32; SUM_LANES],
@@ -97,6 +126,7 @@ impl RowSums {
         total: PartSums::EMPTY,
         max: f32::NEG_INFINITY,
         keys: 0,
+        peaks: 0,
         energy: [0.0; SUM_LANES],
         distance: [0.0; SUM_LANES],
         first: [0.0; SUM_LANES],
@@ -104,7 +134,13 @@ impl RowSums {
 
     /// Starts a split.
     pub(crate) fn reset(&mut self) {
-        *self = RowSums { total: self.total, ..RowSums::EMPTY };
+        *self = RowSums { total: self.total, peaks: self.peaks, ..RowSums::EMPTY };
+    }
+
+    /// The row's peaks, if they are looked for.
+    #[inline(always)]
+    pub(crate) fn peaks<'a>(&'a mut self, measures: Measures, memory: &'a mut [f32]) -> Option<Peaks<'a>> {
+        measures.peaks.map(|options| Peaks::new(options, memory, &mut self.peaks))
     }
 
     /// Ends a split of state `part`, before it is joined to `total`.
@@ -151,21 +187,26 @@ impl<I: Isa> Observe<I> for Energy<I::F> {
     }
 }
 
-/// As [`weigh_row`], and sums up. `tile_start` is the key of column 0.
+/// As [`weigh_row`] on a group's row `index`, and sums up. `tile_start` is the key of column 0.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "those of weigh_row, and what it is about")]
 pub(crate) fn weigh_measured<I: Isa>(
     isa: I,
-    measures: Measures,
-    (row, sums): (&mut BlockRow, &mut RowSums),
+    measured: &mut Measured<'_>,
+    (index, row): (usize, &mut BlockRow),
     factor: f32,
     tile_start: usize,
     scores: &mut [f32],
     columns: Range<usize>,
     bits: Option<&TileBits>,
 ) {
+    let Measured { measures, sums, memory } = measured;
+    let (measures, sums) = (*measures, &mut sums[index]);
     sums.rescale(isa, &row.state, factor);
     sums.keys += bits.map_or(columns.len(), |bits| count_in(bits, &columns));
+    if measures.peaks.is_some() {
+        memory.logits[columns.clone()].copy_from_slice(&scores[columns.clone()]);
+    }
     let mut energy = Energy([isa.splat(0.0); 2]);
     for part in 0..SUM_LANES / I::LANES {
         energy.0[part] = isa.load(&sums.energy[part * I::LANES..]);
@@ -173,6 +214,10 @@ pub(crate) fn weigh_measured<I: Isa>(
     weigh_row(isa, &mut row.state, factor, scores, columns.clone(), bits, &mut energy);
     for part in 0..SUM_LANES / I::LANES {
         isa.store(energy.0[part], &mut sums.energy[part * I::LANES..]);
+    }
+    if let Some(mut peaks) = sums.peaks(measures, &mut memory.rows[index * ROW_PEAKS..][..ROW_PEAKS]) {
+        let states = (&row.total, &row.state.fold(isa));
+        peaks.add(isa, (&*memory.logits, scores), columns.clone(), states);
     }
     if measures.distance {
         let offset = (tile_start as i64).saturating_sub(row.mask.q_pos) as f32;
@@ -260,58 +305,5 @@ pub(crate) fn row_metrics<I: Isa>(
         distance: asked(distance, sums.distance * inverse),
         first_mass: asked(first, sums.first * inverse),
         ..RowMetrics::default()
-    }
-}
-
-/// What only the finished probabilities of a row tell, tile by tile.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Details {
-    below: usize,
-    /// The largest so far, in descending order.
-    top: [f32; MAX_TOP_K],
-}
-
-impl Details {
-    pub(crate) const EMPTY: Details = Details { below: 0, top: [0.0; MAX_TOP_K] };
-
-    /// Takes in the probabilities of the columns of a tile that `allowed` has.
-    #[inline(always)]
-    pub(crate) fn add<I: Isa>(
-        &mut self,
-        isa: I,
-        options: &MetricsOptions,
-        probabilities: &[f32],
-        allowed: &TileBits,
-    ) {
-        let threshold = isa.splat(options.sparsity.unwrap_or(0.0));
-        let top = &mut self.top[..options.top_k.unwrap_or(0)];
-        for (column, lanes) in probabilities.chunks_exact(I::LANES).enumerate() {
-            let p = isa.load(lanes);
-            let allowed = (allowed[column * I::LANES / 64] >> (column * I::LANES % 64)) as u32;
-            self.below += (isa.bits(isa.lt(p, threshold)) & allowed).count_ones() as usize;
-            let Some(&least) = top.last() else { continue };
-            let mut larger = isa.bits(isa.lt(isa.splat(least), p));
-            while larger != 0 {
-                insert(top, lanes[larger.trailing_zeros() as usize]);
-                larger &= larger - 1;
-            }
-        }
-    }
-
-    pub(crate) fn write(&self, options: &MetricsOptions, row: &mut RowMetrics) {
-        row.below_threshold = options.sparsity.map(|_| self.below);
-        row.top_mass = options.top_k.map(|k| match row.is_undefined() {
-            true => f32::NAN,
-            false => self.top[..k].iter().map(|&p| f64::from(p)).sum::<f64>() as f32,
-        });
-    }
-}
-
-/// Takes a number into a descending list if it is larger than the least, which falls out.
-fn insert(list: &mut [f32], x: f32) {
-    let at = list.partition_point(|&kept| kept >= x);
-    if at < list.len() {
-        list[at..].rotate_right(1);
-        list[at] = x;
     }
 }

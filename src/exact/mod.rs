@@ -29,6 +29,7 @@
 //! | `partials.rs` | states of splits that run side by side |
 //! | `finish.rs` | sinks, division, stores, LSE |
 //! | `measure.rs` | sums for metrics, beside those above |
+//! | `peaks.rs` | the largest probabilities of a row, for metrics |
 //! | `scores.rs` | scores and probabilities on request |
 //! | `progress.rs` | which rows are complete when a call is stopped |
 //! | `workspace.rs` | scratch |
@@ -47,6 +48,7 @@ pub(crate) mod group;
 pub(crate) mod measure;
 #[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;
+pub(crate) mod peaks;
 pub(crate) mod progress;
 #[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod scores;

@@ -10,16 +10,18 @@ use super::call::Call;
 use super::columns::Columns;
 use super::finish::with_sink;
 use super::group::{GroupShape, Visible, row_bits, shape_row, weigh_group};
-use super::measure::Details;
+use super::peaks::{Details, add_top_keys};
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
-use crate::inputs::ScoreStage;
+use crate::error::AttentionError;
+use crate::inputs::Inputs;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits};
 use crate::math;
 use crate::metrics::{MetricsOptions, RowMetrics};
+use crate::outputs::{ScoreStage, TopKey};
 use crate::parallel;
 use crate::rows::SharedRows;
 use crate::softmax::{Partial, RowState, mask_at, shift};
@@ -31,8 +33,56 @@ use std::ops::Range;
 pub(crate) enum Written<'a> {
     /// To `[batch, heads, rows, kv_len]`.
     Scores(SharedRows<'a, f32>),
+    /// Of those that are largest, each row's, to `[batch, heads, rows, k]`.
+    Top(SharedRows<'a, TopKey>),
     /// Nowhere: what [`Details`] makes of them goes to `[batch, heads, rows, 1]`.
     Metrics { rows: SharedRows<'a, RowMetrics>, options: MetricsOptions },
+}
+
+/// Rows of which scores are wanted.
+#[derive(Clone, Copy)]
+pub(crate) struct Chosen<'a> {
+    /// The chosen query heads; `None` for all.
+    heads: Option<&'a [usize]>,
+    /// The chosen query tokens; `None` for all.
+    rows: Option<&'a [usize]>,
+    batch: usize,
+    head_count: usize,
+    row_count: usize,
+}
+
+impl<'a> Chosen<'a> {
+    /// All rows of queries `[batch, q_heads, q_len]`.
+    pub(crate) fn all([batch, head_count, row_count]: [usize; 3]) -> Self {
+        Self { heads: None, rows: None, batch, head_count, row_count }
+    }
+
+    /// Lists of heads and rows, checked; `operands` are their names.
+    pub(crate) fn new<Q: Element, T: Element>(
+        operands: [&'static str; 2],
+        [heads, rows]: [Option<&'a [usize]>; 2],
+        inputs: &Inputs<'_, Q, T>,
+    ) -> Result<Self, AttentionError> {
+        let [batch, q_heads, q_len, _] = inputs.q().shape();
+        let count = |operand, list: Option<&[usize]>, limit: usize| match list {
+            None => Ok(limit),
+            Some(list) => match list.iter().find(|&&index| index >= limit) {
+                Some(got) => {
+                    let (expected, got) = ("indices below the number there are", format!("{got} of {limit}"));
+                    Err(AttentionError::Value { operand, expected, got })
+                }
+                None => Ok(list.len()),
+            },
+        };
+        let head_count = count(operands[0], heads, q_heads)?;
+        let row_count = count(operands[1], rows, q_len)?;
+        Ok(Self { heads, rows, batch, head_count, row_count })
+    }
+
+    /// That of an output with `last` numbers of each row.
+    pub(crate) fn shape(&self, last: usize) -> [usize; 4] {
+        [self.batch, self.head_count, self.row_count, last]
+    }
 }
 
 /// What to write where.
@@ -40,13 +90,7 @@ pub(crate) enum Written<'a> {
 pub(crate) struct ScoreTargets<'a> {
     pub(crate) stage: ScoreStage,
     pub(crate) written: Written<'a>,
-    /// The chosen query heads; `None` for all.
-    pub(crate) heads: Option<&'a [usize]>,
-    /// The chosen query tokens; `None` for all.
-    pub(crate) rows: Option<&'a [usize]>,
-    pub(crate) batch: usize,
-    pub(crate) head_count: usize,
-    pub(crate) row_count: usize,
+    pub(crate) chosen: Chosen<'a>,
 }
 
 impl ScoreTargets<'_> {
@@ -54,6 +98,7 @@ impl ScoreTargets<'_> {
     pub(crate) fn is_empty(&self) -> bool {
         match self.written {
             Written::Scores(out) => out.is_empty(),
+            Written::Top(out) => out.is_empty(),
             Written::Metrics { rows, .. } => rows.is_empty(),
         }
     }
@@ -66,14 +111,15 @@ pub(crate) fn run<T: Element>(
     targets: &ScoreTargets<'_>,
     scratches: &mut [Scratch],
 ) {
-    let chunks = targets.row_count.div_ceil(MAX_ROWS);
-    let tasks = targets.batch * targets.head_count * chunks;
+    let Chosen { batch, head_count, row_count, .. } = targets.chosen;
+    let chunks = row_count.div_ceil(MAX_ROWS);
+    let tasks = batch * head_count * chunks;
     parallel::for_each_task(tasks, scratches, &|task, scratch: &mut Scratch| {
         let (index, chunk) = (task / chunks, task % chunks);
-        let (batch, head) = (index / targets.head_count, index % targets.head_count);
-        let mut rows = chunk * MAX_ROWS..targets.row_count.min((chunk + 1) * MAX_ROWS);
+        let (batch, head) = (index / head_count, index % head_count);
+        let mut rows = chunk * MAX_ROWS..row_count.min((chunk + 1) * MAX_ROWS);
         while !rows.is_empty() {
-            let token = |row: usize| targets.rows.map_or(row, |rows| rows[row]);
+            let token = |row: usize| targets.chosen.rows.map_or(row, |rows| rows[row]);
             let find = |row: usize| call.sequences.find(batch, token(row));
             let sequence = find(rows.start);
             let same = rows.clone().take_while(|&row| find(row) == sequence).count();
@@ -105,10 +151,10 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
     fn run<I: Isa, E: Tier<I>>(self, isa: I) {
         let ScoreKernel { call, targets, place, scratch } = self;
         let sequence = call.sequences.get(place.sequence);
-        let q_head = targets.heads.map_or(place.head, |heads| heads[place.head]);
+        let q_head = targets.chosen.heads.map_or(place.head, |heads| heads[place.head]);
         scratch.rows.clear();
         for row in place.rows.clone() {
-            let token = targets.rows.map_or(row, |rows| rows[row]);
+            let token = targets.chosen.rows.map_or(row, |rows| rows[row]);
             let row = describe_row(call, &sequence, token - sequence.q_first, q_head);
             E::pack_query(isa, call, &sequence, &row, scratch.rows.len(), &mut scratch.operands);
             scratch.rows.push(row);
@@ -136,6 +182,14 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
                         let out = unsafe { out.row(sequence.batch, place.head, place.rows.start + index) };
                         out[tile.clone()].copy_from_slice(&scores[..tile.len()]);
                     }
+                    Written::Top(out) => {
+                        // SAFETY: as above.
+                        let out = unsafe { out.row(sequence.batch, place.head, place.rows.start + index) };
+                        if tile.start == 0 {
+                            out.fill(TopKey::NONE);
+                        }
+                        add_top_keys(isa, out, tile.start, &scores[columns.clone()], &allowed);
+                    }
                     Written::Metrics { options, .. } => {
                         details[index].add(isa, options, &scores[columns.clone()], &allowed);
                     }
@@ -150,6 +204,11 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
                     let softmax = targets.stage == ScoreStage::Softmax;
                     out[keys.end..].fill(if softmax { 0.0 } else { f32::NEG_INFINITY });
                 }
+                Written::Top(out) if keys.is_empty() => {
+                    // SAFETY: as above.
+                    unsafe { out.row(sequence.batch, place.head, index) }.fill(TopKey::NONE);
+                }
+                Written::Top(_) => {}
                 Written::Metrics { rows, options } => {
                     // SAFETY: as above.
                     let row = unsafe { rows.row(sequence.batch, place.head, index) };
@@ -201,9 +260,9 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
                 close_split(isa, row);
             }
         }
-        let Scratch { rows, scores, bits, .. } = &mut *scratch;
+        let Scratch { rows, scores, bits, shared, .. } = &mut *scratch;
         let shape = GroupShape::all_columns(call, rows, &tile, bits);
-        weigh_group(isa, call, (rows, None), &tile, &shape, scores, bits);
+        weigh_group(isa, call, (rows, None), &tile, &shape, scores, bits, shared);
     }
     for row in &mut scratch.rows {
         close_split(isa, row);

@@ -3,6 +3,7 @@
 use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
 use super::measure::RowSums;
+use super::peaks::ROW_PEAKS;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
@@ -21,6 +22,8 @@ pub(crate) struct Scratch {
     pub(crate) scores: AlignedBuf<f32>,
     /// Which columns of the tile each row of the group may attend, where it is not all.
     pub(crate) bits: [TileBits; MAX_ROWS],
+    /// Which all of them may, where bits say.
+    pub(crate) shared: TileBits,
     /// Output rows of the current split.
     pub(crate) acc: AlignedBuf<f32>,
     /// Output rows of the splits so far.
@@ -28,6 +31,8 @@ pub(crate) struct Scratch {
     pub(crate) rows: Vec<BlockRow>,
     /// As many as rows where the call measures, none where it does not.
     pub(crate) sums: Vec<RowSums>,
+    /// [`ROW_PEAKS`] numbers for each row, where the call looks for peaks, and a tile's logits.
+    pub(crate) peaks: AlignedBuf<f32>,
     /// Elements between output rows.
     pub(crate) acc_stride: usize,
     /// The task in which the worker saw that the call is stopped.
@@ -72,6 +77,8 @@ struct Packed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScratchSizes {
     bf16_dot: bool,
+    /// Of a block.
+    rows: usize,
     acc: usize,
     acc_stride: usize,
     queries: usize,
@@ -103,6 +110,7 @@ impl ScratchSizes {
             let dims = if bf16_dot { pairs(problem.head_dim) } else { problem.head_dim };
             Some(Self {
                 bf16_dot,
+                rows,
                 acc: rows.checked_mul(acc_stride)?,
                 acc_stride,
                 queries: rows.checked_mul(dims)?,
@@ -115,14 +123,19 @@ impl ScratchSizes {
         sizes().ok_or(overflow)
     }
 
+    fn peaks(&self) -> usize {
+        self.rows * ROW_PEAKS + TILE
+    }
+
     pub(crate) fn acc_stride(&self) -> usize {
         self.acc_stride
     }
 
     /// How much there is of everything; scratch serves where none of it is more.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 9] {
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 10] {
         let in_tier = |tier, size| if self.bf16_dot == tier { size } else { 0 };
         [
+            ("rows of a block", self.rows),
             ("elements for sums", self.acc),
             ("elements for queries", in_tier(false, self.queries)),
             ("elements for keys", in_tier(false, self.keys)),
@@ -143,7 +156,8 @@ impl ScratchSizes {
             .checked_add(self.keys)?
             .checked_add(self.values)?
             .checked_add(self.weights)?
-            .checked_add(MAX_ROWS * TILE)
+            .checked_add(MAX_ROWS * TILE)?
+            .checked_add(self.peaks())
     }
 }
 
@@ -159,10 +173,12 @@ impl Scratch {
             operands: Operands::new(sizes)?,
             scores: buffer(MAX_ROWS * TILE)?,
             bits: [TileBits::default(); MAX_ROWS],
+            shared: TileBits::default(),
             acc: buffer(sizes.acc)?,
             total: buffer(sizes.acc)?,
             rows,
             sums,
+            peaks: buffer(sizes.peaks())?,
             acc_stride: sizes.acc_stride,
             stopped_in: None,
         })
@@ -184,7 +200,8 @@ impl Scratch {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.operands.bytes() + self.scores.bytes() + self.acc.bytes() + self.total.bytes()
+        let buffers = [&self.scores, &self.acc, &self.total, &self.peaks];
+        self.operands.bytes() + buffers.map(AlignedBuf::bytes).iter().sum::<usize>()
     }
 }
 

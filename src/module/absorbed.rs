@@ -21,7 +21,7 @@ use super::projections::Projections;
 use super::weights::{InputDims, ModuleWeights};
 use super::workspace::{Attention, Buffer, reserve};
 use crate::error::AttentionError;
-use crate::inputs::Outputs;
+use crate::outputs::Outputs;
 use crate::parallel::{self, MAX_PARTS};
 use crate::problem::Problem;
 use crate::tile;

@@ -3,9 +3,10 @@
 use super::tensor::Tensor;
 use crate::cache::{AnyKeysValues, KvCache};
 use crate::element::Element;
-use crate::inputs::{QueryStart, Ragged, Scores};
+use crate::inputs::{QueryStart, Ragged};
 use crate::mask::Mask;
 use crate::metrics::Metrics;
+use crate::outputs::{Scores, TopKeys};
 use crate::view::AnyView;
 
 /// What a call of a module reads.
@@ -104,11 +105,12 @@ impl<'a> ModuleInputs<'a> {
     }
 }
 
-/// What a call of a module writes. Asking for scores or metrics changes no bit of `out`.
+/// What a call of a module writes. Asking for scores, top keys or metrics changes no bit of `out`.
 #[derive(Debug)]
 pub struct ModuleOutputs<'a> {
     pub(crate) out: &'a mut [f32],
     pub(crate) scores: Option<Scores<'a>>,
+    pub(crate) top_keys: Option<TopKeys<'a>>,
     pub(crate) metrics: Option<&'a mut Metrics>,
     /// Whether the module's running metrics and repairs take the call in.
     pub(crate) counted: bool,
@@ -117,12 +119,18 @@ pub struct ModuleOutputs<'a> {
 impl<'a> ModuleOutputs<'a> {
     /// `out`: `[batch, q_len, output_dim]`, contiguous.
     pub fn new(out: &'a mut [f32]) -> Self {
-        Self { out, scores: None, metrics: None, counted: true }
+        Self { out, scores: None, top_keys: None, metrics: None, counted: true }
     }
 
     /// Scores or probabilities at some stage, `[batch, heads, q_len, kv_len]`, for all heads and rows or some.
     pub fn scores(mut self, scores: Scores<'a>) -> Self {
         self.scores = Some(scores);
+        self
+    }
+
+    /// The most probable keys of rows, `[batch, heads, q_len, k]`, for all heads and rows or some.
+    pub fn top_keys(mut self, top_keys: TopKeys<'a>) -> Self {
+        self.top_keys = Some(top_keys);
         self
     }
 

@@ -19,10 +19,11 @@ use crate::cache::{AnyKeysValues, KvCache, with_keys_values};
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
-use crate::inputs::{Inputs, Keys, Outputs, ScoreStage, Scores};
+use crate::inputs::{Inputs, Keys};
 use crate::isa::Level;
 use crate::mask::Mask;
 use crate::metrics::{Metrics, MetricsOptions};
+use crate::outputs::{Outputs, ScoreStage, Scores};
 use crate::plan::{Plan, PlanOptions, Workspace};
 use crate::problem::Problem;
 use crate::view::{Layout, View, ViewMut};
@@ -263,7 +264,7 @@ impl MultiHeadAttention {
         let Core { repaired, projected, context, attention, absorbed: for_absorbed, metrics: room } = core;
         let [for_query, for_keys @ ..] = repaired;
         let [batch, q_len, _] = inputs.query.shape();
-        let ModuleOutputs { out, mut scores, metrics, counted } = outputs;
+        let ModuleOutputs { out, mut scores, mut top_keys, metrics, counted } = outputs;
         let rows = batch.saturating_mul(q_len);
         check_size("out", "elements", rows.saturating_mul(self.output_dim()), out.len())?;
 
@@ -293,7 +294,8 @@ impl MultiHeadAttention {
                         AnyKeysValues::F32(k.view(kv_heads, key_dim)?.into(), v.view(kv_heads, value_dim)?);
                     let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
                     let metrics = metrics.as_deref_mut().filter(|_| absorbed.is_none());
-                    let outputs = Outputs { scores: logits, metrics, ..Outputs::new(view) };
+                    let top_keys = top_keys.take_if(|_| absorbed.is_none());
+                    let outputs = Outputs { scores: logits, top_keys, metrics, ..Outputs::new(view) };
                     let plan = attention.plan(&self.problem(q_len, kv_len), &self.plan)?;
                     self.attend(plan, inputs, (q.view(num_heads, key_dim)?, keys), outputs)?;
                 }
@@ -303,7 +305,8 @@ impl MultiHeadAttention {
                     let problem = absorbed.problem(&self.problem(q_len, kv_len));
                     let attend =
                         |queries: View<'_, f32>, outputs: Outputs<'_, f32>, plans: &mut Attention| {
-                            let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..outputs };
+                            let metrics = metrics.as_deref_mut();
+                            let outputs = Outputs { scores, top_keys, metrics, ..outputs };
                             self.attend(plans.plan(&problem, &self.plan)?, inputs, (queries, keys), outputs)
                         };
                     let lens = [batch, q_len];
@@ -313,7 +316,8 @@ impl MultiHeadAttention {
             KeySource::Cache(cache) => {
                 let [q] = self.projections.run(0..1, [query], &mut projected[..1])?;
                 let view = ViewMut::with_layout(context, context_shape, Layout::TokenMajor)?;
-                let outputs = Outputs { scores, metrics: metrics.as_deref_mut(), ..Outputs::new(view) };
+                let metrics = metrics.as_deref_mut();
+                let outputs = Outputs { scores, top_keys, metrics, ..Outputs::new(view) };
                 let plan = attention.plan(&self.problem(q_len, cache.kv_len()), &self.plan)?;
                 self.attend(plan, inputs, (q.view(num_heads, key_dim)?, cache), outputs)?;
             }

@@ -198,7 +198,7 @@ impl Linear {
     ) {
         let (rows, width) = (x.len() / self.inputs, columns.len());
         let Deal { work, workers, panels: panel_count, part_rows, part_panels } = self.deal(rows, &columns);
-        let run = |mut part: Part<'_>| {
+        let run = |part: Part<'_, '_>| {
             let weights = panels.head(0, 0);
             let Self { bias, inputs, activation, .. } = self;
             self.level.dispatch(LinearKernel {
@@ -208,18 +208,23 @@ impl Linear {
                 inputs: *inputs,
                 activation: *activation,
                 x,
-                part: &mut part,
+                part,
             });
         };
         if part_panels < panel_count {
-            parallel::for_each_part(ColumnParts::new(out, rows, columns, part_panels * PANEL), workers, &run);
-        } else {
-            let parts = out.chunks_mut(part_rows * width).enumerate().map(|(index, out)| Part {
-                first_row: index * part_rows,
-                columns: columns.clone(),
-                out: PartRows::Whole(out),
+            let parts = ColumnParts::new(out, rows, columns, part_panels * PANEL);
+            parallel::for_each_part(parts, workers, &|(columns, mut few): (_, FewRows<'_>)| {
+                run(Part { first_row: 0, columns, out: PartRows::Few(&mut few) });
             });
-            parallel::for_each_part(parts, workers, &run);
+        } else {
+            let parts = out.chunks_mut(part_rows * width).enumerate();
+            parallel::for_each_part(parts, workers, &|(index, out)| {
+                run(Part {
+                    first_row: index * part_rows,
+                    columns: columns.clone(),
+                    out: PartRows::Whole(out),
+                });
+            });
         }
     }
 
@@ -293,27 +298,32 @@ pub(crate) struct Deal {
 }
 
 /// What one task computes.
-struct Part<'a> {
+struct Part<'a, 'o> {
     /// The first row, of `x` and of the output.
     first_row: usize,
     columns: Range<usize>,
-    out: PartRows<'a>,
+    out: PartRows<'a, 'o>,
 }
 
 /// Output rows of a part, its columns only.
-#[allow(clippy::large_enum_variant, reason = "a run allocates nothing, and has few parts")]
-enum PartRows<'a> {
+enum PartRows<'a, 'o> {
     /// One after another.
-    Whole(&'a mut [f32]),
+    Whole(&'o mut [f32]),
     /// Each by itself.
-    Few { rows: [&'a mut [f32]; COLUMN_PARTS_ROWS], count: usize },
+    Few(&'a mut FewRows<'o>),
 }
 
-impl Part<'_> {
+/// Rows that do not lie side by side.
+struct FewRows<'o> {
+    rows: [&'o mut [f32]; COLUMN_PARTS_ROWS],
+    count: usize,
+}
+
+impl Part<'_, '_> {
     fn rows(&self) -> usize {
         match &self.out {
             PartRows::Whole(out) => out.len() / self.columns.len(),
-            PartRows::Few { count, .. } => *count,
+            PartRows::Few(few) => few.count,
         }
     }
 
@@ -323,67 +333,74 @@ impl Part<'_> {
         let columns = columns.start - self.columns.start..columns.end - self.columns.start;
         match &mut self.out {
             PartRows::Whole(out) => &mut out[row * self.columns.len()..][columns],
-            PartRows::Few { rows, .. } => &mut rows[row][columns],
+            PartRows::Few(few) => &mut few.rows[row][columns],
         }
     }
 }
 
 /// Cuts a few rows into columns.
-struct ColumnParts<'a> {
-    rows: [&'a mut [f32]; COLUMN_PARTS_ROWS],
-    count: usize,
+struct ColumnParts<'o> {
+    rows: FewRows<'o>,
     columns: Range<usize>,
     /// Parts end at multiples of this.
     step: usize,
 }
 
-impl<'a> ColumnParts<'a> {
-    fn new(out: &'a mut [f32], count: usize, columns: Range<usize>, step: usize) -> Self {
+impl<'o> ColumnParts<'o> {
+    fn new(out: &'o mut [f32], count: usize, columns: Range<usize>, step: usize) -> Self {
         let mut rows = out.chunks_mut(columns.len());
         let rows = std::array::from_fn(|_| rows.next().unwrap_or_default());
-        Self { rows, count, columns, step }
+        Self { rows: FewRows { rows, count }, columns, step }
     }
 }
 
-impl<'a> Iterator for ColumnParts<'a> {
-    type Item = Part<'a>;
+impl<'o> Iterator for ColumnParts<'o> {
+    type Item = (Range<usize>, FewRows<'o>);
 
-    fn next(&mut self) -> Option<Part<'a>> {
+    fn next(&mut self) -> Option<Self::Item> {
         if self.columns.is_empty() {
             return None;
         }
         let end = self.columns.end.min((self.columns.start / PANEL * PANEL).saturating_add(self.step));
         let columns = self.columns.start..end;
+        let FewRows { rows: all, count } = &mut self.rows;
         let mut rows = std::array::from_fn(|_| Default::default());
-        for (part, row) in rows.iter_mut().zip(&mut self.rows[..self.count]) {
+        for (part, row) in rows.iter_mut().zip(&mut all[..*count]) {
             (*part, *row) = std::mem::take(row).split_at_mut(columns.len());
         }
         self.columns.start = end;
-        Some(Part { first_row: 0, columns, out: PartRows::Few { rows, count: self.count } })
+        Some((columns, FewRows { rows, count: *count }))
     }
 }
 
-struct LinearKernel<'a, 'p, 'o, T> {
+struct LinearKernel<'a, 'o, T> {
     weights: &'a [T],
     from_memory: bool,
     bias: &'a [f32],
     inputs: usize,
     activation: Activation,
     x: &'a [f32],
-    /// Too large to be handed on by value in short calls.
-    part: &'p mut Part<'o>,
+    part: Part<'a, 'o>,
 }
 
-impl<T: Element> Kernel for LinearKernel<'_, '_, '_, T> {
+impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { weights, from_memory, bias, inputs, activation, x, part } = self;
+        let Self { weights, from_memory, bias, inputs, activation, x, mut part } = self;
         let rows = part.rows();
         // Groups as equal as can be: two of 4 rows make more of a loaded weight than 6 and 2.
         let group = rows.div_ceil(rows.div_ceil(MAX_ROWS));
-        let mut sums = [0.0; MAX_ROWS * PANEL];
+        // A single row's product may be short enough for the difference to be felt.
+        let (mut one, mut several);
+        let sums = if group == 1 {
+            one = [0.0; PANEL];
+            &mut one[..]
+        } else {
+            several = [0.0; MAX_ROWS * PANEL];
+            &mut several[..]
+        };
         let mut column = part.columns.start;
         while column < part.columns.end {
             let panel = column / PANEL;
@@ -394,7 +411,7 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, '_, T> {
             for start in (0..rows).step_by(group) {
                 let count = group.min(rows - start);
                 let x = &x[(part.first_row + start) * inputs..];
-                let out = ScoreRows { out: &mut sums, stride: PANEL, scale: () };
+                let out = ScoreRows { out: &mut *sums, stride: PANEL, scale: () };
                 let within = within.clone();
                 rows_const!(count, MR => score_panels::<I, Fma<T>, MR>(isa, x, inputs, weights, within, out));
                 for row in 0..count {

@@ -6,7 +6,8 @@ use super::policy::{Repairs, WrongDim};
 use super::tensor::Tensor;
 use super::workspace::{Buffer, ModuleWorkspace, reserve};
 use crate::error::{AttentionError, check_size};
-use crate::inputs::{QueryStart, ScoreStage, Scores};
+use crate::inputs::QueryStart;
+use crate::outputs::{ScoreStage, Scores};
 use crate::view::ViewMut;
 
 impl MultiHeadAttention {

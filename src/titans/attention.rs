@@ -2,10 +2,11 @@
 
 use crate::error::{AttentionError, check_size};
 use crate::exact::call::default_scale;
-use crate::inputs::{Inputs, Outputs, QueryStart, ScoreStage, Scores};
+use crate::inputs::{Inputs, QueryStart};
 use crate::module::policy::Operand;
 use crate::module::workspace::{Attention, Buffer, reserve};
 use crate::module::{InputDims, ModuleInputs, ModuleOutputs, ModuleWorkspace, MultiHeadAttention, Tensor};
+use crate::outputs::{Outputs, ScoreStage, Scores};
 use crate::plan::{Plan, PlanOptions};
 use crate::problem::Problem;
 use crate::view::{View, ViewMut};

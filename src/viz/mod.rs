@@ -3,8 +3,9 @@
 //! ```text
 //! HeatMap     probabilities [batch, heads, rows, kv_len]   one head, or a grid of heads under one colour bar
 //! EntropyMap  entropies [layers, heads], in nats           a matrix with the numbers in it
+//! BlockMap    a block layout                               which blocks of keys each block of queries visits
 //!
-//! either -> Figure (figure.rs: cells, labels, range) -> svg.rs: layout -> Picture: SVG, and PNG drawn from that SVG
+//! each ->  Figure (figure.rs: cells, labels, range) -> svg.rs: layout -> Picture: SVG, and PNG drawn from that SVG
 //!                                                    `- terminal.rs: text of a given width
 //! ```
 //!
@@ -59,6 +60,7 @@
 //! `colorous`, widths of characters from `unicode-width`. All are maintained and under MIT, Apache-2.0 or BSD-3-Clause;
 //! the fonts under MIT, Bitstream Vera's licence and OFL-1.1.
 
+mod block_map;
 mod colour;
 mod entropy;
 mod figure;
@@ -69,6 +71,7 @@ mod reduce;
 mod svg;
 mod terminal;
 
+pub use block_map::BlockMap;
 pub use entropy::EntropyMap;
 pub use heat_map::HeatMap;
 pub use picture::Picture;

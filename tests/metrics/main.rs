@@ -6,6 +6,8 @@ mod common;
 
 mod calls;
 mod definition;
+mod peaks;
+mod top_keys;
 mod totals;
 
 use lucid_attention::{

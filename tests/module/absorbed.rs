@@ -4,7 +4,8 @@
 use crate::{assert_bits, lively_weights, numbers, tensor};
 use lucid_attention::module::*;
 use lucid_attention::{
-    Level, Mask, Metrics, MetricsOptions, PlanOptions, QueryStart, Ragged, ScoreStage, Scores, ViewMut,
+    Level, Mask, Metrics, MetricsOptions, PlanOptions, QueryStart, Ragged, RowMetrics, ScoreStage, Scores,
+    TopKey, TopKeys, ViewMut,
 };
 
 const DIM: usize = 48;
@@ -61,23 +62,34 @@ fn everything_is_as_if_projected() {
                     Metrics::new(MetricsOptions::SPECIFIED, 4, 8 * q_len).expect("valid options");
                 let wanted =
                     Scores::new(stage, ViewMut::new(&mut scores, shape).expect("sized to its shape"));
+                let mut top = vec![TopKey::NONE; 8 * q_len * 2];
+                let top_keys = ViewMut::new(&mut top, [2, 4, q_len, 2]).expect("sized to its shape");
                 let outputs = ModuleOutputs::new(&mut out).scores(wanted).metrics(&mut metrics);
+                let outputs = outputs.top_keys(TopKeys::new(top_keys));
                 module.forward_into(&call, outputs, &mut ModuleWorkspace::new()).expect("a valid call");
                 assert_bits(
                     &module.forward(&call).expect("a valid call"),
                     &out,
                     "without scores and metrics",
                 );
-                let entropies: Vec<_> = metrics.rows().iter().map(|row| row.entropy).collect();
-                (out, scores, entropies)
+                let numbers =
+                    |row: &RowMetrics| [row.entropy, row.below_threshold.expect("asked for") as f32];
+                let mut measured: Vec<_> = metrics.rows().iter().flat_map(numbers).collect();
+                measured.extend(top.iter().map(|top| top.probability));
+                let keys: Vec<_> = top.iter().map(|top| top.key).collect();
+                (out, scores, measured, keys)
             });
-            let [(out, scores, entropies), (expected, expected_scores, expected_entropies)] = results;
+            let [
+                (out, scores, measured, keys),
+                (expected, expected_scores, expected_measured, expected_keys),
+            ] = results;
             let what = format!("{stage:?} of {q_len} queries");
             assert_ne!(out, expected, "{what}: the other way has other bits");
             assert_close(&out, &expected, &what);
             let finite = |scores: &[f32]| scores.iter().map(|s| s.max(-1e30)).collect::<Vec<_>>();
             assert_close(&finite(&scores), &finite(&expected_scores), &what);
-            assert_close(&entropies, &expected_entropies, &what);
+            assert_close(&measured, &expected_measured, &what);
+            assert_eq!(keys, expected_keys, "{what}: the most probable keys");
         }
     }
 }

@@ -2,6 +2,7 @@
 #![cfg(feature = "viz")]
 #![allow(missing_docs, reason = "a test")]
 
+mod blocks;
 mod errors;
 mod page;
 mod pixels;
