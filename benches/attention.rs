@@ -123,7 +123,10 @@ fn metrics(criterion: &mut Criterion) {
         let plan = Plan::with_options(&Problem::of(&inputs), &options).expect("a plan");
         let mut workspace = plan.workspace().expect("a workspace");
         let mut out = vec![0.0; case.q_shape().iter().product()];
-        for (name, measured) in [("off", None), ("entropy", Some(entropy)), ("all", Some(all))] {
+        let specified = MetricsOptions::SPECIFIED;
+        let rows =
+            [("off", None), ("entropy", Some(entropy)), ("specified", Some(specified)), ("all", Some(all))];
+        for (name, measured) in rows {
             let metrics =
                 measured.map(|options| Metrics::new(options, case.q_heads, case.q_heads * case.q_len));
             let mut metrics = metrics.transpose().expect("memory");

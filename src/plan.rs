@@ -97,7 +97,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Its size.
+    /// Its size in memory.
     pub fn bytes(&self) -> usize {
         self.workers.iter().map(Scratch::bytes).sum::<usize>() + self.partials.bytes()
     }
@@ -189,10 +189,11 @@ impl Plan {
         self.max_threads
     }
 
-    /// How large a [`Workspace`] will be, but for a few kilobytes.
+    /// How large a [`Workspace`] will be ([`Workspace::bytes`]).
     pub fn workspace_bytes(&self) -> usize {
-        let worker = self.sizes.total().unwrap_or(usize::MAX);
-        worker.saturating_mul(self.max_threads).saturating_add(self.partials).saturating_mul(size_of::<f32>())
+        let worker = self.sizes.bytes().unwrap_or(usize::MAX);
+        let partials = self.partials.saturating_mul(size_of::<f32>());
+        worker.saturating_mul(self.max_threads).saturating_add(partials)
     }
 
     /// Scratch for one call at a time.

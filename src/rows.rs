@@ -127,20 +127,26 @@ impl<'a> OwnedRows<'a> {
     #[inline(always)]
     pub(crate) fn store<I: Isa>(&mut self, isa: I, head: usize, token: usize, row: &[f32], divisor: f32) {
         let Some(place) = self.place(head, token) else { return };
-        match &mut self.rows {
-            AnyRows::F32(rows) => store(isa, own(rows, place), row, divisor),
-            AnyRows::F16(rows) => store(isa, own(rows, place), row, divisor),
-            AnyRows::Bf16(rows) => store(isa, own(rows, place), row, divisor),
+        // SAFETY: the place is in this part.
+        unsafe {
+            match &mut self.rows {
+                AnyRows::F32(rows) => store(isa, own(rows, place), row, divisor),
+                AnyRows::F16(rows) => store(isa, own(rows, place), row, divisor),
+                AnyRows::Bf16(rows) => store(isa, own(rows, place), row, divisor),
+            }
         }
     }
 
     /// +0 to a head's token; nothing outside this part.
     pub(crate) fn store_zero(&mut self, head: usize, token: usize) {
         let Some(place) = self.place(head, token) else { return };
-        match &mut self.rows {
-            AnyRows::F32(rows) => own(rows, place).fill(0.0),
-            AnyRows::F16(rows) => own(rows, place).fill(f16::ZERO),
-            AnyRows::Bf16(rows) => own(rows, place).fill(bf16::ZERO),
+        // SAFETY: the place is in this part.
+        unsafe {
+            match &mut self.rows {
+                AnyRows::F32(rows) => own(rows, place).fill(0.0),
+                AnyRows::F16(rows) => own(rows, place).fill(f16::ZERO),
+                AnyRows::Bf16(rows) => own(rows, place).fill(bf16::ZERO),
+            }
         }
     }
 }
@@ -150,11 +156,13 @@ fn store<I: Isa, T: Element>(isa: I, out: &mut [T], row: &[f32], divisor: f32) {
     store_row(isa, &row[..out.len()], divisor, out);
 }
 
-/// A row of an [`OwnedRows`], whose methods alone call this, each for a row of its own part, and keep it for no longer than
-/// they run.
+/// A row of an [`OwnedRows`], for as long as it is borrowed.
+///
+/// # Safety
+/// - `rows` are those of an [`OwnedRows`] and the place is in its part.
 #[inline(always)]
-fn own<'r, T>(rows: &'r mut SharedRows<'_, T>, [b, h, t]: [usize; 3]) -> &'r mut [T] {
-    // SAFETY: `OwnedRows` are only ever made by taking rows out of one that had them alone, so no two share a row; the
-    // caller borrows its part exclusively while it holds the row.
+unsafe fn own<'r, T>(rows: &'r mut SharedRows<'_, T>, [b, h, t]: [usize; 3]) -> &'r mut [T] {
+    // SAFETY: `OwnedRows` are only ever made by taking rows out of one that had them alone, so no two share a row; and this
+    // one is borrowed exclusively meanwhile.
     unsafe { rows.row(b, h, t) }
 }

@@ -49,7 +49,7 @@ impl<T: Zeroed> AlignedBuf<T> {
     pub(crate) fn zeroed(what: &'static str, len: usize) -> Result<Self, AttentionError> {
         let bytes = len.saturating_mul(size_of::<T>());
         let error = || AttentionError::OutOfMemory { what, bytes };
-        let align = if bytes >= 2 * HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { ALIGN_BYTES };
+        let align = if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { ALIGN_BYTES };
         let layout = Layout::from_size_align(bytes, align).map_err(|_| error())?;
         if bytes == 0 {
             return Ok(Self { data: NonNull::dangling(), len: 0, layout });

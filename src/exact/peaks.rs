@@ -8,11 +8,12 @@
 //! Below [`LEAST_THRESHOLD`] that would be long lists, and where a row's keys are split among tasks they would have to be
 //! joined: there [`Details`] looks at the finished probabilities, in the pass of [`super::scores`].
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use crate::mask::{TILE, TileBits};
+use crate::math;
 use crate::metrics::{MAX_TOP_K, MetricsOptions, RowMetrics};
 use crate::outputs::TopKey;
-use crate::softmax::{Partial, exp2, shift};
+use crate::softmax::{Partial, SUM_LANES, shift};
 use std::ops::Range;
 
 /// The least threshold that one pass takes.
@@ -26,7 +27,13 @@ const MARGIN: f32 = 1.0 / 1024.0;
 const KEPT: usize = 2 * 136 + TILE;
 
 /// Numbers that a row needs: the top ones, and those kept.
-pub(crate) const ROW_PEAKS: usize = MAX_TOP_K + KEPT;
+pub(crate) const ROW_PEAKS: usize = TOP_LIST + KEPT;
+
+/// Numbers of a list of the largest, see [`insert`].
+const TOP_LIST: usize = HEAD + MAX_TOP_K;
+
+/// Those before the largest, all infinite.
+const HEAD: usize = 16;
 
 const _: () = assert!((KEPT - TILE) as f32 / 2.0 > (1.0 + 8.0 * MARGIN) / LEAST_THRESHOLD, "room for all");
 
@@ -49,7 +56,7 @@ impl PeakOptions {
 /// A row's largest logits so far.
 pub(crate) struct Peaks<'a> {
     options: PeakOptions,
-    /// In descending order.
+    /// See [`insert`].
     top: &'a mut [f32],
     /// Those that may reach the threshold, `count` of them.
     kept: &'a mut [f32],
@@ -60,13 +67,13 @@ impl<'a> Peaks<'a> {
     /// Those in a row's `memory`, [`ROW_PEAKS`] numbers.
     #[inline(always)]
     pub(crate) fn new(options: PeakOptions, memory: &'a mut [f32], count: &'a mut usize) -> Self {
-        let (top, kept) = memory.split_at_mut(MAX_TOP_K);
-        Self { options, top: &mut top[..options.top_k], kept: &mut kept[..KEPT], count }
+        let (top, kept) = memory.split_at_mut(TOP_LIST);
+        Self { options, top, kept: &mut kept[..KEPT], count }
     }
 
     /// Starts a row.
     pub(crate) fn reset(self) {
-        self.top.fill(f32::NEG_INFINITY);
+        self.top.copy_from_slice(&empty_list(f32::NEG_INFINITY));
         *self.count = 0;
     }
 
@@ -80,35 +87,61 @@ impl<'a> Peaks<'a> {
         columns: Range<usize>,
         (total, part): (&Partial, &Partial),
     ) {
-        if KEPT - *self.count < columns.len() {
-            self.look_through(isa, [total, part]);
+        if self.options.threshold.is_some() {
+            if KEPT - *self.count < columns.len() {
+                self.look_through(isa, [total, part]);
+            }
+            self.keep_above(isa, self.floor(part), (logits, weights), columns.clone());
         }
-        let floor = self.floor(part);
-        let mut least = self.top.last().copied().unwrap_or(f32::INFINITY);
-        let (low, zero) = (isa.splat(floor), isa.splat(0.0));
-        let mut high = isa.splat(least);
-        for column in columns.step_by(I::LANES) {
-            let (logit, weight) = (isa.load(&logits[column..]), isa.load(&weights[column..]));
-            let above = isa.bits(isa.lt(low, weight));
-            let removed = isa.bits(isa.lt(weight, zero));
-            let mut found = above | isa.bits(isa.lt(high, logit)) & !removed;
-            if found == 0 {
-                continue;
+        if self.options.top_k > 0 {
+            self.keep_top(isa, (logits, weights), columns);
+        }
+    }
+
+    /// Keeps the logits whose weight is above `floor`, which is not negative.
+    #[inline(always)]
+    fn keep_above<I: Isa>(
+        &mut self,
+        isa: I,
+        floor: f32,
+        (logits, weights): (&[f32], &[f32]),
+        columns: Range<usize>,
+    ) {
+        let (floor, mut count) = (isa.splat(floor), *self.count);
+        for first in columns.clone().step_by(64) {
+            let mut found = 0;
+            for column in (first..columns.end.min(first + 64)).step_by(I::LANES) {
+                let above = isa.bits(isa.lt(floor, isa.load(&weights[column..])));
+                found |= u64::from(above) << (column - first);
             }
             while found != 0 {
-                let lane = found.trailing_zeros();
-                let logit = logits[column + lane as usize];
-                if above >> lane & 1 == 1 {
-                    self.kept[*self.count] = logit;
-                    *self.count += 1;
-                }
-                if logit > least {
-                    insert(self.top, logit);
-                    least = self.top.last().copied().unwrap_or(f32::INFINITY);
+                self.kept[count] = logits[first + found.trailing_zeros() as usize];
+                count += 1;
+                found &= found - 1;
+            }
+        }
+        *self.count = count;
+    }
+
+    /// Takes in the logits that are larger than the least of the top ones.
+    #[inline(always)]
+    fn keep_top<I: Isa>(&mut self, isa: I, (logits, weights): (&[f32], &[f32]), columns: Range<usize>) {
+        let (top_k, zero) = (self.options.top_k, isa.splat(0.0));
+        for first in columns.clone().step_by(64) {
+            let least = isa.splat(self.top[HEAD + top_k - 1]);
+            let mut found = 0;
+            for column in (first..columns.end.min(first + 64)).step_by(I::LANES) {
+                let larger = isa.bits(isa.lt(least, isa.load(&logits[column..])));
+                let removed = isa.bits(isa.lt(isa.load(&weights[column..]), zero));
+                found |= u64::from(larger & !removed) << (column - first);
+            }
+            while found != 0 {
+                let logit = logits[first + found.trailing_zeros() as usize];
+                if logit > self.top[HEAD + top_k - 1] {
+                    insert(isa, self.top, top_k, logit);
                 }
                 found &= found - 1;
             }
-            high = isa.splat(least);
         }
     }
 
@@ -119,44 +152,129 @@ impl<'a> Peaks<'a> {
     }
 
     /// Drops the logits that can no longer reach the threshold.
-    #[inline(never)]
+    #[inline(always)]
     fn look_through<I: Isa>(&mut self, isa: I, states: [&Partial; 2]) {
-        let mut left = 0;
-        for at in 0..*self.count {
-            let logit = self.kept[at];
-            let stays = |state: &Partial| exp2(isa, logit - shift(state.max)) > self.floor(state);
-            if states.iter().all(|state| !state.seen || stays(state)) {
-                self.kept[left] = logit;
-                left += 1;
+        for state in states {
+            if state.seen {
+                let (count, max, floor) = (*self.count, state.max, self.floor(state));
+                let logits = &mut self.kept[..count.next_multiple_of(SUM_LANES)];
+                *self.count = isa.call(KeepAbove { logits, count, max, floor });
             }
         }
-        *self.count = left;
     }
 
     /// What the row's final state makes of it.
     #[inline(always)]
     pub(crate) fn write<I: Isa>(&self, isa: I, end: &Partial, row: &mut RowMetrics) {
-        let probability = |&logit: &f32| exp2(isa, logit - shift(end.max)) / end.sum;
-        row.below_threshold = self.options.threshold.map(|threshold| {
-            let reach = self.kept[..*self.count].iter().filter(|logit| probability(logit) >= threshold);
-            if row.is_undefined() { 0 } else { row.keys - reach.count() }
-        });
-        // Fewer keys than were asked for leave places empty.
-        let found = self.top.iter().filter(|&&logit| logit > f32::NEG_INFINITY);
-        row.top_mass = (!self.top.is_empty()).then(|| top_mass(row, found.map(probability)));
+        let count = *self.count;
+        let logits = &self.kept[..count.next_multiple_of(SUM_LANES)];
+        if let Some(threshold) = self.options.threshold {
+            let reach = isa.call(CountReaching { logits, count, end, threshold });
+            row.below_threshold = Some(if row.is_undefined() { 0 } else { row.keys - reach });
+        }
+        let top_k = self.options.top_k;
+        if top_k > 0 {
+            let mut top = [0.0; MAX_TOP_K];
+            top.copy_from_slice(&self.top[HEAD..]);
+            // Fewer keys than were asked for leave places empty.
+            let found = top[..top_k].iter().take_while(|&&logit| logit > f32::NEG_INFINITY).count();
+            isa.call(Probabilities { logits: &mut top[..top_k.next_multiple_of(SUM_LANES)], end });
+            row.top_mass = Some(top_mass(row, &top[..found]));
+        }
     }
+}
+
+/// Keeps those of the first `count` logits, in order, whose weight is above `floor`; returns how many.
+struct KeepAbove<'a> {
+    logits: &'a mut [f32],
+    count: usize,
+    max: f32,
+    floor: f32,
+}
+
+impl Kernel for KeepAbove<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> usize {
+        let (shift, floor) = (isa.splat(shift(self.max)), isa.splat(self.floor));
+        let mut left = 0;
+        for at in (0..self.count).step_by(I::LANES) {
+            let weight = math::vector::exp2(isa, isa.sub(isa.load(&self.logits[at..]), shift));
+            let mut above = isa.bits(isa.lt(floor, weight)) & first_lanes(self.count - at);
+            while above != 0 {
+                self.logits[left] = self.logits[at + above.trailing_zeros() as usize];
+                left += 1;
+                above &= above - 1;
+            }
+        }
+        left
+    }
+}
+
+/// How many of the first `count` logits have a probability of at least `threshold`.
+struct CountReaching<'a> {
+    logits: &'a [f32],
+    count: usize,
+    end: &'a Partial,
+    threshold: f32,
+}
+
+impl Kernel for CountReaching<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> usize {
+        let threshold = isa.splat(self.threshold);
+        let mut reach = 0;
+        for at in (0..self.count).step_by(I::LANES) {
+            let p = probability(isa, isa.load(&self.logits[at..]), self.end);
+            let below = isa.bits(isa.lt(p, threshold));
+            reach += (!below & first_lanes(self.count - at).min(u32::MAX >> (32 - I::LANES))).count_ones();
+        }
+        reach as usize
+    }
+}
+
+/// Turns logits, a multiple of 16 of them, into probabilities.
+struct Probabilities<'a> {
+    logits: &'a mut [f32],
+    end: &'a Partial,
+}
+
+impl Kernel for Probabilities<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for lanes in self.logits.chunks_exact_mut(I::LANES) {
+            isa.store(probability(isa, isa.load(lanes), self.end), lanes);
+        }
+    }
+}
+
+#[inline(always)]
+fn probability<I: Isa>(isa: I, logits: I::F, end: &Partial) -> I::F {
+    let weight = math::vector::exp2(isa, isa.sub(logits, isa.splat(shift(end.max))));
+    isa.div(weight, isa.splat(end.sum))
+}
+
+/// A bit for each of the first `count` lanes.
+#[inline(always)]
+fn first_lanes(count: usize) -> u32 {
+    if count >= 32 { u32::MAX } else { (1 << count) - 1 }
 }
 
 /// What only the finished probabilities of a row tell, tile by tile.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Details {
     below: usize,
-    /// The largest so far, in descending order.
-    top: [f32; MAX_TOP_K],
+    /// See [`insert`].
+    top: [f32; TOP_LIST],
 }
 
 impl Details {
-    pub(crate) const EMPTY: Details = Details { below: 0, top: [0.0; MAX_TOP_K] };
+    pub(crate) const EMPTY: Details = Details { below: 0, top: empty_list(0.0) };
 
     /// Takes in the probabilities of the columns of a tile that `allowed` has.
     #[inline(always)]
@@ -168,15 +286,14 @@ impl Details {
         allowed: &TileBits,
     ) {
         let threshold = isa.splat(options.sparsity.unwrap_or(0.0));
-        let top = &mut self.top[..options.top_k.unwrap_or(0)];
+        let top_k = options.top_k.unwrap_or(0);
         for (column, lanes) in probabilities.chunks_exact(I::LANES).enumerate() {
             let p = isa.load(lanes);
             let allowed = (allowed[column * I::LANES / 64] >> (column * I::LANES % 64)) as u32;
             self.below += (isa.bits(isa.lt(p, threshold)) & allowed).count_ones() as usize;
-            let Some(&least) = top.last() else { continue };
-            let mut larger = isa.bits(isa.lt(isa.splat(least), p));
+            let mut larger = isa.bits(isa.lt(isa.splat(least(&self.top, top_k)), p));
             while larger != 0 {
-                insert(top, lanes[larger.trailing_zeros() as usize]);
+                insert(isa, &mut self.top, top_k, lanes[larger.trailing_zeros() as usize]);
                 larger &= larger - 1;
             }
         }
@@ -184,7 +301,7 @@ impl Details {
 
     pub(crate) fn write(&self, options: &MetricsOptions, row: &mut RowMetrics) {
         row.below_threshold = options.sparsity.map(|_| self.below);
-        row.top_mass = options.top_k.map(|k| top_mass(row, self.top[..k].iter().copied()));
+        row.top_mass = options.top_k.map(|k| top_mass(row, &self.top[HEAD..HEAD + k]));
     }
 }
 
@@ -220,15 +337,36 @@ pub(crate) fn add_top_keys<I: Isa>(
 }
 
 /// The sum of a row's largest probabilities.
-fn top_mass(row: &RowMetrics, top: impl Iterator<Item = f32>) -> f32 {
-    if row.is_undefined() { f32::NAN } else { top.map(f64::from).sum::<f64>() as f32 }
+fn top_mass(row: &RowMetrics, top: &[f32]) -> f32 {
+    if row.is_undefined() { f32::NAN } else { top.iter().map(|&p| f64::from(p)).sum::<f64>() as f32 }
 }
 
-/// Takes a number into a descending list if it is larger than the least, which falls out.
-fn insert(list: &mut [f32], x: f32) {
-    let at = list.partition_point(|&kept| kept >= x);
-    if at < list.len() {
-        list[at..].rotate_right(1);
-        list[at] = x;
+/// A list for [`insert`] that holds nothing larger than `x`.
+const fn empty_list(x: f32) -> [f32; TOP_LIST] {
+    let mut list = [x; TOP_LIST];
+    let mut at = 0;
+    while at < HEAD {
+        list[at] = f32::INFINITY;
+        at += 1;
+    }
+    list
+}
+
+/// The least of the `count` largest; nothing is larger than that of none.
+#[inline(always)]
+fn least(list: &[f32], count: usize) -> f32 {
+    if count == 0 { f32::INFINITY } else { list[HEAD + count - 1] }
+}
+
+/// Puts a number in its place among the `count` largest, in descending order, behind a head that is infinite; the least falls
+/// out. A place takes the number, or what stood before it, or keeps what it has: whichever is in the middle.
+#[inline(always)]
+fn insert<I: Isa>(isa: I, list: &mut [f32], count: usize, x: f32) {
+    let x = isa.splat(x);
+    let mut at = HEAD + count.next_multiple_of(SUM_LANES);
+    while at > HEAD {
+        at -= I::LANES;
+        let (before, own) = (isa.load(&list[at - 1..]), isa.load(&list[at..]));
+        isa.store(isa.max(own, isa.min(before, x)), &mut list[at..]);
     }
 }

@@ -148,8 +148,13 @@ impl ScratchSizes {
         ]
     }
 
-    /// Elements in all.
-    pub(crate) fn total(&self) -> Option<usize> {
+    /// Bytes of a [`Scratch`].
+    pub(crate) fn bytes(&self) -> Option<usize> {
+        let lists = self.rows * LISTED_ROW + self.panels.div_ceil(64) * size_of::<u64>();
+        self.elements()?.checked_mul(size_of::<f32>())?.checked_add(size_of::<Scratch>() + lists)
+    }
+
+    fn elements(&self) -> Option<usize> {
         self.acc
             .checked_mul(2)?
             .checked_add(self.queries)?
@@ -161,14 +166,16 @@ impl ScratchSizes {
     }
 }
 
+/// What lists take for a row of a block.
+const LISTED_ROW: usize = size_of::<BlockRow>() + size_of::<RowSums>();
+
 impl Scratch {
     pub(crate) fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let buffer = |len| AlignedBuf::zeroed("workspace", len);
         let (mut rows, mut sums) = (Vec::new(), Vec::new());
-        let bytes = BLOCK_ROWS * (size_of::<BlockRow>() + size_of::<RowSums>());
-        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes };
-        rows.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
-        sums.try_reserve_exact(BLOCK_ROWS).map_err(error)?;
+        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: sizes.rows * LISTED_ROW };
+        rows.try_reserve_exact(sizes.rows).map_err(error)?;
+        sums.try_reserve_exact(sizes.rows).map_err(error)?;
         Ok(Self {
             operands: Operands::new(sizes)?,
             scores: buffer(MAX_ROWS * TILE)?,
@@ -201,7 +208,10 @@ impl Scratch {
 
     pub(crate) fn bytes(&self) -> usize {
         let buffers = [&self.scores, &self.acc, &self.total, &self.peaks];
-        self.operands.bytes() + buffers.map(AlignedBuf::bytes).iter().sum::<usize>()
+        let lists =
+            self.rows.capacity() * size_of::<BlockRow>() + self.sums.capacity() * size_of::<RowSums>();
+        let buffers: usize = buffers.into_iter().map(AlignedBuf::bytes).sum();
+        size_of::<Self>() + self.operands.bytes() + buffers + lists
     }
 }
 
@@ -252,6 +262,7 @@ impl Operands {
             + keys.bytes()
             + values.bytes()
             + weights.bytes()
+            + self.packed.panels.capacity() * size_of::<u64>()
     }
 }
 

@@ -15,6 +15,7 @@
 use super::score::KeyRows;
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::panels::PANEL;
 
 const LINE_BYTES: usize = 64;
 
@@ -32,7 +33,7 @@ impl<const MR: usize> Prefetch<MR> {
     /// For the piece of `data` that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at
     /// hand already; where `data` is not expected to come from memory, a single row asks for nothing.
     #[inline(always)]
-    pub(crate) fn new<I: Isa, T>(data: &[T], end: usize, from_memory: bool) -> Self {
+    pub(crate) fn new<T>(data: &[T], end: usize, from_memory: bool) -> Self {
         let bytes = match size_of::<T>() {
             _ if MR > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
@@ -52,6 +53,65 @@ impl<const MR: usize> Prefetch<MR> {
         let mut next = 0;
         while next < vectors * I::LANES {
             isa.prefetch(src, at + next + self.ahead);
+            next += LINE_BYTES / size_of::<T>();
+        }
+    }
+}
+
+/// What a kernel asks for that goes through a panel, column tile by column tile.
+#[derive(Clone, Copy)]
+pub(crate) enum Ahead {
+    /// The lines a little ahead, as [`Prefetch`] does.
+    Near { from_memory: bool },
+    /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
+    /// comes from memory while all of them compute, not while the first does.
+    NextPanel { group: usize, groups: usize },
+}
+
+/// Prefetches for a tile of a panel: `asks` at `at + step * per_step`.
+#[derive(Clone, Copy)]
+pub(crate) struct TilePrefetch {
+    at: usize,
+    per_step: usize,
+    asks: bool,
+}
+
+impl Ahead {
+    /// Those of `MR` rows for `width` columns from `first` on, of the panel of `dims` steps that `data` starts with.
+    #[inline(always)]
+    pub(crate) fn tile<T, const MR: usize>(
+        self,
+        data: &[T],
+        dims: usize,
+        [first, width]: [usize; 2],
+    ) -> TilePrefetch {
+        let size = PANEL * dims;
+        let near = |from_memory| {
+            let Prefetch { ahead, asks } = Prefetch::<MR>::new(data, size, from_memory);
+            TilePrefetch { at: first + ahead, per_step: PANEL, asks }
+        };
+        match self {
+            Ahead::Near { from_memory } => near(from_memory),
+            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => TilePrefetch {
+                at: size + (size * group + first * dims) / groups,
+                per_step: width.div_ceil(groups),
+                asks: true,
+            },
+            Ahead::NextPanel { .. } => near(false),
+        }
+    }
+}
+
+impl TilePrefetch {
+    /// Asks, in a step that loads `vectors` vectors, for as much at most.
+    #[inline(always)]
+    pub(crate) fn ask<I: Isa, T>(self, isa: I, panel: &[T], step: usize, vectors: usize) {
+        if !self.asks {
+            return;
+        }
+        let mut next = 0;
+        while next < vectors * I::LANES {
+            isa.prefetch(panel, self.at + step * self.per_step + next);
             next += LINE_BYTES / size_of::<T>();
         }
     }

@@ -128,8 +128,8 @@ impl Absorbed {
             gathered
         };
         let queries = room(queries, dims.key)?;
-        self.each_head((q, key_dim), (&mut *queries, dims.key), |head, x, out| {
-            self.keys[head].run_columns(x, 0..dims.key, out);
+        self.each_head((q, key_dim), (&mut *queries, dims.key), |head, x, out, threads| {
+            self.keys[head].run_columns(x, 0..dims.key, out, threads);
         });
         let queries = View::with_strides(queries, [batch, heads, q_len, dims.key], strides(dims.key))?;
 
@@ -138,9 +138,9 @@ impl Absorbed {
         attend(queries, Outputs::new(out).lse(lse), attention)?;
 
         let project = |out: &mut [f32]| {
-            self.each_head((sums, dims.value), (out, value_dim), |head, x, out| {
+            self.each_head((sums, dims.value), (out, value_dim), |head, x, out, threads| {
                 let (layer, columns) = projections.value_head(head, value_dim);
-                layer.run_columns(x, columns, out);
+                layer.run_columns(x, columns, out, threads);
             });
         };
         if tokens == 1 {
@@ -157,12 +157,13 @@ impl Absorbed {
         Ok(())
     }
 
-    /// Runs `product` for every KV head on rows of its query heads: of `x`, `[heads, tokens, inputs]`, to those of `out`.
+    /// Runs `product` for every KV head on rows of its query heads: of `x`, `[heads, tokens, inputs]`, to those of `out`,
+    /// with as many threads as are left for each.
     fn each_head(
         &self,
         (x, inputs): (&[f32], usize),
         (out, outputs): (&mut [f32], usize),
-        product: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+        product: impl Fn(usize, &[f32], &mut [f32], usize) + Sync,
     ) {
         if out.is_empty() {
             return;
@@ -172,12 +173,13 @@ impl Absorbed {
         let weights = (kv_heads * inputs * outputs) as f64;
         let work = [rows as f64 * weights, weights * size_of::<f32>() as f64];
         let workers = if tile::worth_spreading(work) { parallel::workers(self.max_threads) } else { 1 };
+        let left = if workers > 1 { 1 } else { self.max_threads };
         let heads_per_part = kv_heads.div_ceil(MAX_PARTS);
         let parts = out.chunks_mut(heads_per_part * rows * outputs).enumerate();
         parallel::for_each_part(parts, workers, &|(part, out): (usize, &mut [f32])| {
             for (head, out) in out.chunks_exact_mut(rows * outputs).enumerate() {
                 let head = part * heads_per_part + head;
-                product(head, &x[head * rows * inputs..][..rows * inputs], out);
+                product(head, &x[head * rows * inputs..][..rows * inputs], out, left);
             }
         });
     }

@@ -285,6 +285,11 @@ impl MultiHeadAttention {
                 let [key, value] = self.admit_pair([key, value], admitted, for_keys, &mut repairs)?;
                 let kv_len = key.shape()[1];
                 let absorbed = self.absorbs(inputs, kv_len);
+                if let Some(absorbed) = absorbed {
+                    // Before anything is written: the plan may be refused.
+                    let problem = absorbed.problem(&self.problem(q_len, kv_len));
+                    for_absorbed.attention.plan(&problem, &self.plan)?;
+                }
                 // Absorbed logits lack what the keys' bias adds to all of a row.
                 let logits =
                     scores.take_if(|scores| absorbed.is_none() || scores.stage != ScoreStage::Softmax);
@@ -334,11 +339,17 @@ impl MultiHeadAttention {
         Ok(())
     }
 
-    /// The absorbed projections, if a call over so many tokens is to use them.
+    /// The absorbed projections, if a call over so many tokens is to use them. Attention over tokens as they are takes more
+    /// memory, so a limit may leave room only for the direct path.
     fn absorbs(&self, inputs: &ModuleInputs<'_>, kv_len: usize) -> Option<&Absorbed> {
         let [_, q_len, _] = inputs.query.shape();
         let plain = inputs.training.is_none() && inputs.ragged.is_none();
-        self.absorbed.as_ref().filter(|absorbed| plain && absorbed.pays([q_len, kv_len]))
+        let absorbed = self.absorbed.as_ref().filter(|_| plain)?;
+        let has_memory = || {
+            let problem = absorbed.problem(&self.problem(q_len, kv_len));
+            self.plan.max_workspace_bytes.is_none() || Plan::with_options(&problem, &self.plan).is_ok()
+        };
+        (absorbed.pays([q_len, kv_len]) && has_memory()).then_some(absorbed)
     }
 
     /// Attention by a call's rules and the configuration's.

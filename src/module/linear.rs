@@ -18,6 +18,7 @@ use super::forward::zeros;
 use crate::element::{DType, Element};
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const, store_padded};
@@ -174,19 +175,21 @@ impl Linear {
         let expected = rows.checked_mul(self.outputs);
         let expected = expected.ok_or(AttentionError::SizeOverflow { operand: "out" })?;
         check_size("out", "elements", expected, out.len())?;
-        self.run_columns(x, 0..self.outputs, out);
+        self.run_columns(x, 0..self.outputs, out, self.max_threads);
         Ok(())
     }
 
-    /// [`Linear::run`] of some columns, from a multiple of [`SECTION`] on; `out` is `[rows, columns]`.
-    pub(crate) fn run_columns(&self, x: &[f32], columns: Range<usize>, out: &mut [f32]) {
+    /// [`Linear::run`] of some columns, from a multiple of [`SECTION`] on, with at most so many threads; `out` is
+    /// `[rows, columns]`.
+    pub(crate) fn run_columns(&self, x: &[f32], columns: Range<usize>, out: &mut [f32], max_threads: usize) {
         let rows = x.len() / self.inputs;
         debug_assert!(columns.start.is_multiple_of(SECTION) && columns.end <= self.outputs);
         debug_assert_eq!(out.len(), rows * columns.len());
         if out.is_empty() {
             return;
         }
-        with_panels!(&self.panels, panels => self.run_stored(panels, x, columns, out));
+        let deal = self.deal(rows, &columns, max_threads);
+        with_panels!(&self.panels, panels => self.run_stored(panels, x, columns, out, deal));
     }
 
     fn run_stored<T: Element>(
@@ -195,9 +198,9 @@ impl Linear {
         x: &[f32],
         columns: Range<usize>,
         out: &mut [f32],
+        Deal { work, workers, panels: panel_count, part_rows, part_panels }: Deal,
     ) {
         let (rows, width) = (x.len() / self.inputs, columns.len());
-        let Deal { work, workers, panels: panel_count, part_rows, part_panels } = self.deal(rows, &columns);
         let run = |part: Part<'_, '_>| {
             let weights = panels.head(0, 0);
             let Self { bias, inputs, activation, .. } = self;
@@ -228,15 +231,20 @@ impl Linear {
         }
     }
 
-    /// How a product of so many rows, for some columns, is dealt to workers.
-    pub(crate) fn deal(&self, rows: usize, columns: &Range<usize>) -> Deal {
+    /// How a product of so many rows, for some columns, is dealt to at most so many workers.
+    pub(crate) fn deal(&self, rows: usize, columns: &Range<usize>, max_threads: usize) -> Deal {
         let weights = self.inputs as f64 * columns.len() as f64;
         let work = [rows as f64 * weights, weights * self.dtype().bytes() as f64];
-        let workers = if tile::worth_spreading(work) { parallel::workers(self.max_threads) } else { 1 };
+        let workers = if tile::worth_spreading(work) { parallel::workers(max_threads) } else { 1 };
         // Panels that columns lie in, the first and last perhaps in part.
         let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
         let [part_rows, part_panels] = tile::product_part([rows, panels], workers);
         Deal { work, workers, panels, part_rows, part_panels }
+    }
+
+    /// The most tasks that run side by side.
+    pub(crate) fn max_threads(&self) -> usize {
+        self.max_threads
     }
 
     /// Numbers of a row of the output.
@@ -405,11 +413,16 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
         while column < part.columns.end {
             let panel = column / PANEL;
             let columns = column..part.columns.end.min((panel + 1) * PANEL);
-            let weights = Panels { data: &weights[panel * PANEL * inputs..], from_memory };
+            let weights = &weights[panel * PANEL * inputs..];
             let first = column - panel * PANEL;
             let within = first..(first + columns.len()).next_multiple_of(SECTION);
-            for start in (0..rows).step_by(group) {
+            for (index, start) in (0..rows).step_by(group).enumerate() {
                 let count = group.min(rows - start);
+                let ahead = match rows.div_ceil(group) {
+                    1 => Ahead::Near { from_memory },
+                    groups => Ahead::NextPanel { group: index, groups },
+                };
+                let weights = Panels { data: weights, ahead };
                 let x = &x[(part.first_row + start) * inputs..];
                 let out = ScoreRows { out: &mut *sums, stride: PANEL, scale: () };
                 let within = within.clone();
@@ -520,7 +533,7 @@ mod tests {
                 Linear::new(dense.weight, None, [outputs, inputs], &LinearOptions::default()).unwrap();
             let [mut expected, mut got] = [0.0, f32::NAN].map(|fill| vec![fill; 9 * outputs]);
             alone.run(&x, &mut expected).unwrap();
-            layer.run_columns(&x, section.clone(), &mut got);
+            layer.run_columns(&x, section.clone(), &mut got, usize::MAX);
             assert_eq!(got, expected, "columns {section:?}");
         }
     }

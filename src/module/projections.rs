@@ -94,7 +94,8 @@ impl Projections {
             let mut of_group = buffers.by_ref().take(group.len());
             let out = reserve(of_group.next().expect("a buffer for each"), size)?;
             of_group.for_each(drop);
-            layer.run_columns(inputs[group.start - wanted.start].data(), columns.clone(), out);
+            let x = inputs[group.start - wanted.start].data();
+            layer.run_columns(x, columns.clone(), out, layer.max_threads());
             let out = &*out;
             for index in group {
                 let start = match self {

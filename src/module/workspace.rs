@@ -74,6 +74,9 @@ struct Planned {
 
 impl Attention {
     /// A plan for `problem`, and its workspace: the ones there are, if they will do.
+    ///
+    /// A new one has room for larger calls too, and for those before, as far as a limit of memory allows: whether a call is
+    /// refused does not depend on what came before it.
     pub(crate) fn plan(
         &mut self,
         problem: &Problem,
@@ -82,23 +85,28 @@ impl Attention {
         let few = problem.group().saturating_mul(problem.max_q_len) <= FEW_ROWS;
         // Rounding up must not make many rows of few.
         let max_q_len = if few { (FEW_ROWS / problem.group()).max(1) } else { rounded(problem.max_q_len) };
-        let mut wanted = Problem { max_q_len, max_kv_len: rounded(problem.max_kv_len), ..*problem };
+        let roomy = Problem { max_q_len, max_kv_len: rounded(problem.max_kv_len), ..*problem };
         let workers = parallel::expected_workers();
         let place = &mut self.0[usize::from(few)];
-        let mut have = None;
-        if let Some(planned) = place.take() {
-            let of = *planned.plan.problem();
-            let sizes = |problem: Problem| Problem { max_q_len: 0, max_kv_len: 0, ..problem };
-            if planned.options == *options && planned.workers == workers && sizes(of) == sizes(wanted) {
-                wanted.max_q_len = wanted.max_q_len.max(of.max_q_len);
-                wanted.max_kv_len = wanted.max_kv_len.max(of.max_kv_len);
-                have = (of == wanted).then_some(planned);
-            }
-        }
-        let planned = match have {
-            Some(planned) => planned,
-            None => {
-                let plan = Plan::with_options(&wanted, options)?;
+        let alike = |planned: &Planned| {
+            let sizes = |problem: &Problem| Problem { max_q_len: 0, max_kv_len: 0, ..*problem };
+            let same_sizes = sizes(planned.plan.problem()) == sizes(problem);
+            planned.options == *options && planned.workers == workers && same_sizes
+        };
+        let before = place.take().filter(alike);
+        let planned = match before {
+            Some(planned) if has_room(planned.plan.problem(), problem) => planned,
+            before => {
+                // Freed first: a limit is one of memory held at any time.
+                let before = before.map(|planned| *planned.plan.problem());
+                let joint = before.map(|before| Problem {
+                    max_q_len: roomy.max_q_len.max(before.max_q_len),
+                    max_kv_len: roomy.max_kv_len.max(before.max_kv_len),
+                    ..roomy
+                });
+                let larger = joint.into_iter().chain([roomy]);
+                let plan = larger.filter_map(|problem| Plan::with_options(&problem, options).ok()).next();
+                let plan = plan.map_or_else(|| Plan::with_options(problem, options), Ok)?;
                 let workspace = plan.workspace()?;
                 Planned { options: *options, workers, plan, workspace }
             }
@@ -110,6 +118,11 @@ impl Attention {
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().flatten().map(|planned| planned.workspace.bytes()).sum()
     }
+}
+
+/// Whether a plan for one problem serves another, alike but for lengths.
+fn has_room(of: &Problem, wanted: &Problem) -> bool {
+    wanted.max_q_len <= of.max_q_len && wanted.max_kv_len <= of.max_kv_len
 }
 
 /// The first `len` numbers of a buffer, which grows if it has not as many.

@@ -172,3 +172,92 @@ fn nothing_there() {
     assert!(expected.is_err(), "refused by default");
     assert!(got.expect("a valid call").iter().all(|x| x.is_finite()), "the first sequence has no key");
 }
+
+/// More heads than parts that are dealt out, on one thread and on several.
+#[test]
+fn many_heads() {
+    let config =
+        AttentionConfig { num_heads: 130, key_dim: 8, value_dim: Some(16), ..AttentionConfig::default() };
+    let dim = 64;
+    let weights = lively_weights(&config, InputDims::all(dim), 5);
+    let [query, memory] = [numbers(2 * dim, 7), numbers(600 * dim, 8)];
+    let (query, memory) = (tensor(&query, &[2, dim]), tensor(&memory, &[600, dim]));
+    let run = |threads, always_project| {
+        let plan = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
+        let options = ModuleOptions { plan, always_project, ..ModuleOptions::default() };
+        let module =
+            MultiHeadAttention::with_options(config.clone(), &weights, options).expect("valid parts");
+        let call = ModuleInputs::new(query, memory, memory);
+        let absorbed = module.explain(&call).expect("a valid call").absorbed;
+        assert_eq!(absorbed, !always_project);
+        module.forward(&call).expect("a valid call")
+    };
+    let alone = run(1, false);
+    assert_close(&alone, &run(1, true), "as if projected");
+    for threads in [2, 3] {
+        assert_bits(&run(threads, false), &alone, &format!("{threads} threads"));
+    }
+}
+
+/// Under a limit of memory a call goes the way that fits, whatever came before it, or is refused before anything is written.
+#[test]
+fn under_a_limit_of_memory() {
+    let [query, memory] = [numbers(40 * DIM, 3), numbers(600 * DIM, 4)];
+    let call = |q_len: usize, kv_len: usize| {
+        let memory = tensor(&memory[..kv_len * DIM], &[kv_len, DIM]);
+        ModuleInputs::new(tensor(&query[..q_len * DIM], &[q_len, DIM]), memory, memory)
+    };
+    let limited = |max_workspace_bytes| {
+        let plan = PlanOptions { max_workspace_bytes, max_threads: Some(1), ..PlanOptions::default() };
+        let [module, _] = modules(plan);
+        module
+    };
+    let free = limited(None);
+    let least = |q_len: usize, kv_len: usize, absorbed: bool| {
+        let config = config();
+        let (kv_heads, head_dim, v_dim) =
+            if absorbed { (1, DIM, DIM) } else { (2, config.key_dim, config.value_dim()) };
+        let problem = lucid_attention::Problem {
+            q_heads: 4,
+            kv_heads,
+            head_dim,
+            v_dim,
+            max_q_len: q_len,
+            max_kv_len: kv_len,
+        };
+        let options = PlanOptions { max_threads: Some(1), ..PlanOptions::default() };
+        lucid_attention::Plan::with_options(&problem, &options).expect("a plan").workspace_bytes()
+    };
+    // Room for the direct path only.
+    let module = limited(Some(least(2, 70, false)));
+    assert!(least(2, 70, true) > least(2, 70, false) && free.explain(&call(2, 70)).expect("valid").absorbed);
+    assert!(!module.explain(&call(2, 70)).expect("valid").absorbed);
+    let [_, direct] = modules(PlanOptions { max_threads: Some(1), ..PlanOptions::default() });
+    let expected = direct.forward(&call(2, 70)).expect("a valid call");
+    assert_bits(&module.forward(&call(2, 70)).expect("it fits"), &expected, "the path that fits");
+
+    // The same answer in a workspace that served others, each of which fits by itself.
+    let limit = least(40, 70, false).max(least(20, 600, false)).max(least(3, 70, true));
+    let module = limited(Some(limit));
+    let mut workspace = ModuleWorkspace::new();
+    for (q_len, kv_len) in [(40, 70), (20, 600), (3, 70), (40, 70), (20, 600)] {
+        let mut out = vec![f32::NAN; q_len * DIM];
+        let outputs = ModuleOutputs::new(&mut out);
+        module.forward_into(&call(q_len, kv_len), outputs, &mut workspace).expect("it fits by itself");
+        assert_bits(
+            &out,
+            &module.forward(&call(q_len, kv_len)).expect("it fits"),
+            &format!("{q_len} x {kv_len}"),
+        );
+    }
+    let too_much = call(40, 600);
+    assert!(least(40, 600, false) > limit);
+    for stage in [ScoreStage::Raw, ScoreStage::Softmax] {
+        let (mut out, mut scores) = (vec![f32::NAN; 40 * DIM], vec![f32::NAN; 4 * 40 * 600]);
+        let wanted =
+            Scores::new(stage, ViewMut::new(&mut scores, [1, 4, 40, 600]).expect("sized to its shape"));
+        let outputs = ModuleOutputs::new(&mut out).scores(wanted);
+        module.forward_into(&too_much, outputs, &mut workspace).expect_err("more than the limit");
+        assert!(out.iter().chain(&scores).all(|x| x.is_nan()), "nothing is written");
+    }
+}

@@ -4,6 +4,7 @@ use super::super::layout::reserved;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const};
@@ -148,7 +149,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
                 for token in first..first + count {
                     rows.extend((0..dim).map(|d| x.get([b, h, token, d]).map_or(f32::NAN, |x| x.to_f32())));
                 }
-                let panels = Panels { data: panels, from_memory: false };
+                let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
                 let out = ScoreRows { out: &mut scores, stride: columns, scale: () };
                 rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, &rows, dim, panels, 0..columns, out));
                 for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
