@@ -7,6 +7,9 @@
 //! What is measured is the probabilities as they are before dropout; with a sink those of a row sum to less than 1.
 
 use crate::error::{AttentionError, check_size};
+use crate::exact::peaks::{PeakBuffer, PeakOptions};
+use crate::parallel;
+use crate::tile::BLOCK_ROWS;
 
 /// The most probabilities that [`MetricsOptions::top_k`] adds up.
 pub(crate) const MAX_TOP_K: usize = 64;
@@ -16,7 +19,9 @@ pub(crate) const MAX_TOP_K: usize = 64;
 /// Those, [`distance`](MetricsOptions::distance) and [`first_keys`](MetricsOptions::first_keys) are accumulated while the
 /// output is computed, and so are [`sparsity`](MetricsOptions::sparsity) and [`top_k`](MetricsOptions::top_k) but for two cases:
 /// a threshold below 1/128 (under which keys get too many to be kept), and a call of few queries whose keys are split among
-/// threads. Those take a second pass, in which the scores are computed twice more: longer than the call itself.
+/// threads. Those take a second pass, in which the scores are computed twice more: longer than the call itself. (So does a call
+/// with more threads than there were to expect when its [`Metrics`] were made: what is kept lies in them, some 200 KB a
+/// thread.)
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(
     feature = "serde",
@@ -353,6 +358,16 @@ pub struct Metrics {
     rows: Vec<RowMetrics>,
     /// How many the last call had.
     used: usize,
+    /// Memory for the workers of a call, if it looks for peaks.
+    peaks: Vec<PeakBuffer>,
+}
+
+/// Where a call's metrics go.
+pub(crate) struct MetricsRoom<'a> {
+    /// `[batch, q_heads, q_len]`.
+    pub(crate) rows: &'a mut [RowMetrics],
+    /// One for each worker there was to expect, or none.
+    pub(crate) peaks: &'a mut [PeakBuffer],
 }
 
 impl Metrics {
@@ -364,20 +379,32 @@ impl Metrics {
         options.validate()?;
         let mut heads = Vec::new();
         extend(&mut heads, q_heads)?;
-        let mut rows = Vec::new();
-        extend(&mut rows, max_rows)?;
-        Ok(Self { options, heads, rows, used: 0 })
+        let mut metrics = Self { options, heads, rows: Vec::new(), used: 0, peaks: Vec::new() };
+        metrics.extend_rows(max_rows)?;
+        Ok(metrics)
     }
 
-    /// How many rows there is room for.
-    pub(crate) fn room_len(&self) -> usize {
-        self.rows.len()
+    /// Room for that many rows, and for what is kept of those that are worked on.
+    fn extend_rows(&mut self, rows: usize) -> Result<(), AttentionError> {
+        extend(&mut self.rows, rows)?;
+        if rows > 0 && PeakOptions::new(&self.options).is_some() {
+            let workers = parallel::expected_workers();
+            extend(&mut self.peaks, workers)?;
+            self.peaks.iter_mut().try_for_each(|worker| worker.reserve(rows.min(BLOCK_ROWS)))?;
+        }
+        Ok(())
+    }
+
+    /// Its size in memory, but for a few hundred bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let peaks: usize = self.peaks.iter().map(PeakBuffer::bytes).sum();
+        self.rows.len() * size_of::<RowMetrics>() + self.heads.len() * size_of::<HeadMetrics>() + peaks
     }
 
     /// Makes room for calls of up to `max_rows` rows.
     pub(crate) fn reserve(&mut self, max_rows: usize) -> Result<(), AttentionError> {
         if self.rows.len() < max_rows {
-            extend(&mut self.rows, max_rows.checked_next_power_of_two().unwrap_or(max_rows))?;
+            self.extend_rows(max_rows.checked_next_power_of_two().unwrap_or(max_rows))?;
         }
         Ok(())
     }
@@ -431,13 +458,14 @@ impl Metrics {
     pub(crate) fn room(
         &mut self,
         [batch, q_heads, q_len]: [usize; 3],
-    ) -> Result<&mut [RowMetrics], AttentionError> {
+    ) -> Result<MetricsRoom<'_>, AttentionError> {
         check_size("metrics", "q_heads", q_heads, self.heads.len())?;
         let rows = batch.checked_mul(q_heads).and_then(|rows| rows.checked_mul(q_len));
         let got = rows.ok_or(AttentionError::SizeOverflow { operand: "metrics" })?;
         let limit = self.rows.len();
         let too_large = AttentionError::TooLarge { operand: "metrics", axis: "rows", limit, got };
-        self.rows.get_mut(..got).ok_or(too_large)
+        let rows = self.rows.get_mut(..got).ok_or(too_large)?;
+        Ok(MetricsRoom { rows, peaks: &mut self.peaks })
     }
 
     /// Takes in the first `rows` rows, `[batch, q_heads, q_len]`.
@@ -462,7 +490,7 @@ fn add_rows(heads: &mut [HeadMetrics], rows: &[RowMetrics], q_len: usize) {
 }
 
 /// Fills up to `len`.
-fn extend<T: Clone + Default>(list: &mut Vec<T>, len: usize) -> Result<(), AttentionError> {
+pub(crate) fn extend<T: Clone + Default>(list: &mut Vec<T>, len: usize) -> Result<(), AttentionError> {
     let bytes = len.saturating_mul(size_of::<T>());
     let error = |_| AttentionError::OutOfMemory { what: "metrics", bytes };
     list.try_reserve_exact(len.saturating_sub(list.len())).map_err(error)?;

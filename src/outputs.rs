@@ -73,18 +73,36 @@ impl<'a> Scores<'a> {
     }
 }
 
-/// One of the keys that a query attends to most.
+/// One of the keys that a query attends to most, or none: see [`TopKeys`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TopKey {
-    /// Which key, counted within the row's sequence; `usize::MAX` where there is none.
-    pub key: usize,
-    /// Its probability.
-    pub probability: f32,
+    /// `usize::MAX` where there is none.
+    key: usize,
+    probability: f32,
 }
 
 impl TopKey {
-    /// No key.
+    /// No key, of probability 0.
     pub const NONE: TopKey = TopKey { key: usize::MAX, probability: 0.0 };
+
+    pub(crate) fn new(key: usize, probability: f32) -> Self {
+        Self { key, probability }
+    }
+
+    /// Which key it is, counted within the row's sequence.
+    pub fn key(&self) -> Option<usize> {
+        (!self.is_none()).then_some(self.key)
+    }
+
+    /// Its probability.
+    pub fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    /// Whether there is no key.
+    pub fn is_none(&self) -> bool {
+        self.key == usize::MAX
+    }
 }
 
 impl Default for TopKey {
@@ -99,7 +117,8 @@ impl Default for TopKey {
 /// equal ones the earlier key first. Where fewer are left by the mask, the list ends in [`TopKey::NONE`]; a row that is NaN
 /// has none. The probabilities are to the bit those of [`ScoreStage::Softmax`].
 ///
-/// Scores are computed twice more for it, as for [`Scores`], for the chosen heads and rows only.
+/// Scores are computed twice more for it, as for [`Scores`] (each such request by itself), for the chosen heads and rows only.
+/// Meant for a few keys of each row: a list is kept in order, so a row takes up to `kv_len * k` moves.
 ///
 /// ```
 /// use lucid_attention::{Inputs, Outputs, Plan, Problem, TopKey, TopKeys, View, ViewMut};
@@ -115,7 +134,7 @@ impl Default for TopKey {
 ///     .top_keys(TopKeys::new(ViewMut::new(&mut top, [1, 1, 1, k])?).rows(&last));
 /// let plan = Plan::new(&Problem::new(1, dim, tokens, tokens))?;
 /// plan.run(&Inputs::new(view, view, view), outputs, &mut plan.workspace()?)?;
-/// assert!(top[0].probability >= top[1].probability);
+/// assert!(top[0].key().is_some() && top[0].probability() >= top[1].probability());
 /// # Ok::<(), lucid_attention::AttentionError>(())
 /// ```
 #[derive(Debug)]

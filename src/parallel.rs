@@ -52,6 +52,17 @@ pub(crate) fn expected_workers() -> usize {
     workers(usize::MAX)
 }
 
+/// Makes a call on a thread of the pool if several of its steps will be `spread` over it: from outside, each step alone
+/// would be handed over and back, and put to sleep the thread that waits.
+pub(crate) fn enter<R: Send>(spread: bool, call: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "rayon")]
+    if spread && rayon::current_thread_index().is_none() {
+        return rayon::join(call, || ()).0;
+    }
+    let _ = spread;
+    call()
+}
+
 /// Calls `work(task, scratch)` once for each task in `0..tasks`, on as many workers as there are `scratches`.
 pub(crate) fn for_each_task<S: Send>(
     tasks: usize,

@@ -8,6 +8,7 @@ use crate::exact::finish::Targets;
 use crate::exact::grid::Grid;
 use crate::exact::measure::Measures;
 use crate::exact::partials::partials_len;
+use crate::exact::peaks::PeakBuffer;
 use crate::exact::progress::{Blocks, Progress};
 use crate::exact::scores::{Chosen, ScoreTargets, Written};
 use crate::exact::tier::Engine;
@@ -238,13 +239,15 @@ impl Plan {
             values.map(|values| per_row(operand, values, [batch, q_heads, q_len, 1])).transpose()
         };
         let (lse, row_max) = (per_row("lse", lse)?, per_row("row_max", row_max)?);
-        let scores = scores.map(|scores| score_targets(scores, inputs)).transpose()?;
-        let top_keys = top_keys.map(|top_keys| top_key_targets(top_keys, inputs)).transpose()?;
+        let (queries, kv_len) = ([batch, q_heads, q_len], inputs.k().shape()[2]);
+        let scores = scores.map(|scores| score_targets(scores, queries, kv_len)).transpose()?;
+        let top_keys = top_keys.map(|top_keys| top_key_targets(top_keys, queries)).transpose()?;
         let wanted = [scores, top_keys].map(|targets| targets.filter(|targets| !targets.is_empty()));
         let options = metrics.as_ref().map(|metrics| *metrics.options());
-        let measured = metrics.as_mut().map(|metrics| metrics.room([batch, q_heads, q_len])).transpose()?;
+        let room = metrics.as_mut().map(|metrics| metrics.room(queries)).transpose()?;
+        let (measured, peaks) = room.map(|room| (room.rows, room.peaks)).unzip();
         let measured = measured.map(|rows| ViewMut::new(rows, [batch, q_heads, q_len, 1])).transpose()?;
-        let measured = measured.map(SharedRows::new);
+        let (measured, peaks) = (measured.map(SharedRows::new), peaks.unwrap_or_default());
         // The sizes of an empty output are not bound by memory: there may be more rows than anyone can visit.
         let rows_wanted = [lse, row_max].iter().any(Option::is_some) || measured.is_some();
         let rows_wanted = rows_wanted || !inputs.output_shape().contains(&0);
@@ -263,13 +266,17 @@ impl Plan {
         stopped(0)?;
         let Workspace { workers, partials, progress, .. } = workspace;
         let grid = Grid::new(&call, self.max_threads);
-        let measures = options.as_ref().map(|options| Measures::new(options, grid.splits == 1));
-        let call = Call { measures, ..call };
         let workers = &mut workers[..grid.workers];
+        let has_peaks = peaks.len() >= workers.len()
+            && peaks.iter().all(|peaks| peaks.rows() >= grid.block_rows.min(grid.rows));
+        let measures = options.as_ref().map(|options| Measures::new(options, grid.splits == 1 && has_peaks));
+        let call = Call { measures, ..call };
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
             let parts = WorkspaceParts { workers: &mut *workers, partials };
+            lend(parts.workers, peaks);
             let begun = T::run(self.engine, &call, &grid, &targets, parts);
+            lend(workers, peaks);
             if call.is_stopped() {
                 let blocks = Blocks::new(&call, &grid, begun);
                 // Under a block mask, blocks come in an order of their own, which is not kept.
@@ -292,7 +299,7 @@ impl Plan {
             let details = ScoreTargets {
                 stage: ScoreStage::Softmax,
                 written: Written::Metrics { rows, options },
-                chosen: Chosen::all([batch, q_heads, q_len]),
+                chosen: Chosen::all(queries),
             };
             T::run_scores(self.engine, &call, &details, workers);
             stopped(row_count)?;
@@ -328,6 +335,11 @@ impl Plan {
     }
 }
 
+/// Exchanges what workers have for peaks with what the call's metrics have: once before, once after.
+fn lend(workers: &mut [Scratch], peaks: &mut [PeakBuffer]) {
+    workers.iter_mut().zip(peaks).for_each(|(worker, peaks)| std::mem::swap(&mut worker.peaks, peaks));
+}
+
 /// The most work that one sequence can be, as [`tile::worth_spreading`] wants it.
 fn longest_sequence(problem: &Problem) -> [f64; 2] {
     let [queries, keys] = [problem.max_q_len, problem.max_kv_len].map(|len| len as f64);
@@ -357,25 +369,40 @@ fn per_row<'a>(
     Ok(SharedRows::new(ViewMut::new(values, shape)?))
 }
 
-fn score_targets<'a, Q: Element, T: Element>(
+fn score_targets<'a>(
     scores: Scores<'a>,
-    inputs: &Inputs<'_, Q, T>,
+    queries: [usize; 3],
+    kv_len: usize,
 ) -> Result<ScoreTargets<'a>, AttentionError> {
     let Scores { stage, out, heads, rows } = scores;
-    let chosen = Chosen::new(["scores.heads", "scores.rows"], [heads, rows], inputs)?;
-    check_output("scores", &out, chosen.shape(inputs.k().shape()[2]))?;
+    let chosen = Chosen::new(["scores.heads", "scores.rows"], [heads, rows], queries)?;
+    check_output("scores", &out, chosen.shape(kv_len))?;
     Ok(ScoreTargets { stage, written: Written::Scores(SharedRows::new(out)), chosen })
 }
 
-fn top_key_targets<'a, Q: Element, T: Element>(
+fn top_key_targets<'a>(
     top_keys: TopKeys<'a>,
-    inputs: &Inputs<'_, Q, T>,
+    queries: [usize; 3],
 ) -> Result<ScoreTargets<'a>, AttentionError> {
+    let chosen = chosen_for_top_keys(&top_keys, queries)?;
+    let written = Written::Top(SharedRows::new(top_keys.out));
+    Ok(ScoreTargets { stage: ScoreStage::Softmax, written, chosen })
+}
+
+/// The rows of which the top keys are wanted, of queries `[batch, q_heads, q_len]`.
+fn chosen_for_top_keys<'a>(
+    top_keys: &TopKeys<'a>,
+    queries: [usize; 3],
+) -> Result<Chosen<'a>, AttentionError> {
     let TopKeys { out, heads, rows } = top_keys;
-    let chosen = Chosen::new(["top_keys.heads", "top_keys.rows"], [heads, rows], inputs)?;
-    let k = out.shape()[3];
-    check_output("top_keys", &out, chosen.shape(k))?;
-    Ok(ScoreTargets { stage: ScoreStage::Softmax, written: Written::Top(SharedRows::new(out)), chosen })
+    let chosen = Chosen::new(["top_keys.heads", "top_keys.rows"], [*heads, *rows], queries)?;
+    check_output("top_keys", out, chosen.shape(out.shape()[3]))?;
+    Ok(chosen)
+}
+
+/// Refuses a request that a call with queries `[batch, q_heads, q_len]` would refuse.
+pub(crate) fn check_top_keys(top_keys: &TopKeys<'_>, queries: [usize; 3]) -> Result<(), AttentionError> {
+    chosen_for_top_keys(top_keys, queries).map(drop)
 }
 
 /// Attention in one call: plans, allocates and runs. Returns `[batch, q_heads, q_len, v_dim]`, contiguous.

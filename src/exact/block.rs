@@ -29,9 +29,9 @@ use super::call::{Call, Order};
 use super::columns::Columns;
 use super::finish::{Targets, finish_row};
 use super::group::{GroupShape, group_within_blocks, visited_columns, weigh_group};
-use super::measure::{Measured, PartSums, PeakMemory, RowSums};
+use super::measure::{Measured, Measures, PartSums, RowSums};
 use super::partials::Partials;
-use super::peaks::{Peaks, ROW_PEAKS};
+use super::peaks::Peaks;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Tier, TierKernel};
 use super::workspace::Scratch;
@@ -91,12 +91,14 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
         prepare_rows::<I, E, T>(isa, call, block, scratch);
         compute::<I, E, T>(isa, call, block, scratch);
         let Scratch { rows, sums, peaks, total, acc_stride, .. } = scratch;
-        let mut peaks = peaks.chunks_exact_mut(ROW_PEAKS);
+        let mut memory = peaks.of_rows(0..rows.len());
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
-            let (mut own, memory) = (sums.get_mut(index), peaks.next());
+            let own = sums.get_mut(index);
             let sums = own.as_ref().map_or(PartSums::EMPTY, |sums| sums.total);
-            let peaks = own.as_mut().zip(call.measures).zip(memory);
-            let peaks = peaks.and_then(|((sums, measures), memory)| sums.peaks(measures, memory));
+            let peaks = match (own, call.measures.filter(Measures::find_peaks)) {
+                (Some(sums), Some(measures)) => sums.peaks(measures, memory.row(index)),
+                _ => None,
+            };
             // SAFETY: a call's blocks partition its rows (those of a unit's splits: its parts), and a block is one
             // task's, see `grid`.
             unsafe {
@@ -151,10 +153,11 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
     describe_rows(call, block, &mut scratch.rows);
     scratch.sums.clear();
     scratch.sums.resize(call.measures.map_or(0, |_| scratch.rows.len()), RowSums::EMPTY);
-    if let Some(measures) = call.measures {
-        let memory = scratch.peaks.chunks_exact_mut(ROW_PEAKS);
-        let peaks = scratch.sums.iter_mut().zip(memory).filter_map(|(sums, row)| sums.peaks(measures, row));
-        peaks.for_each(Peaks::reset);
+    if let Some(measures) = call.measures.filter(Measures::find_peaks) {
+        let mut memory = scratch.peaks.of_rows(0..scratch.rows.len());
+        for (index, sums) in scratch.sums.iter_mut().enumerate() {
+            sums.peaks(measures, memory.row(index)).into_iter().for_each(Peaks::reset);
+        }
     }
     for (index, row) in scratch.rows.iter().enumerate() {
         E::pack_query(isa, call, &block.sequence, row, index, &mut scratch.operands);
@@ -260,14 +263,13 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         for run in shape.columns.runs() {
             E::score_group(isa, source, operands, group.clone(), &tile, &run, scores);
         }
-        let measured = call.measures.map(|measures| {
-            let own = peaks.len() - TILE;
-            let (all, logits) = peaks.split_at_mut(own);
-            let rows = &mut all[group.start * ROW_PEAKS..group.end * ROW_PEAKS];
-            Measured { measures, sums: &mut sums[group], memory: PeakMemory { rows, logits } }
+        let measured = call.measures.map(|measures| Measured {
+            measures,
+            sums: &mut sums[group.clone()],
+            memory: peaks.of_rows(group),
         });
         let (factors, scattered) =
-            weigh_group(isa, call, (rows, measured), &tile, &shape, scores, bits, shared);
+            weigh_group(isa, call, (rows, measured), &tile, &shape, scores, (&mut *bits, &mut *shared));
         let shared = scattered.then_some(&*shared);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {

@@ -61,8 +61,7 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
     tile: &Range<usize>,
     shape: &GroupShape,
     scores: &mut [f32],
-    bits: &mut [TileBits; MAX_ROWS],
-    shared: &mut TileBits,
+    (bits, shared): (&mut [TileBits; MAX_ROWS], &mut TileBits),
 ) -> ([f32; 16], bool) {
     let GroupShape { columns, whole, .. } = *shape;
     let mut visible = [Visible::All; MAX_ROWS];

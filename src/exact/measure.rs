@@ -13,7 +13,7 @@
 
 use super::block::BlockRow;
 use super::group::count_in;
-use super::peaks::{PeakOptions, Peaks, ROW_PEAKS};
+use super::peaks::{PeakMemory, PeakOptions, Peaks};
 use crate::isa::Isa;
 use crate::mask::{TILE, TileBits, set_range};
 use crate::math;
@@ -34,13 +34,18 @@ pub(crate) struct Measures {
 }
 
 impl Measures {
-    /// `whole_rows` if no row's keys are split among tasks.
-    pub(crate) fn new(options: &MetricsOptions, whole_rows: bool) -> Self {
+    /// `finds_peaks` if there is memory for them, and no row's keys are split among tasks.
+    pub(crate) fn new(options: &MetricsOptions, finds_peaks: bool) -> Self {
         Self {
             distance: options.distance,
             first_keys: options.first_keys.unwrap_or(0),
-            peaks: PeakOptions::new(options).filter(|_| whole_rows),
+            peaks: PeakOptions::new(options).filter(|_| finds_peaks),
         }
+    }
+
+    /// Whether peaks are looked for.
+    pub(crate) fn find_peaks(&self) -> bool {
+        self.peaks.is_some()
     }
 
     /// Whether they tell all that `options` ask for.
@@ -54,14 +59,6 @@ pub(crate) struct Measured<'a> {
     pub(crate) measures: Measures,
     pub(crate) sums: &'a mut [RowSums],
     pub(crate) memory: PeakMemory<'a>,
-}
-
-/// What peaks are kept in.
-pub(crate) struct PeakMemory<'a> {
-    /// [`ROW_PEAKS`] numbers for each row.
-    pub(crate) rows: &'a mut [f32],
-    /// Room for a tile's logits of one row.
-    pub(crate) logits: &'a mut [f32],
 }
 
 /// The sums of a row of a block.
@@ -204,7 +201,7 @@ pub(crate) fn weigh_measured<I: Isa>(
     let (measures, sums) = (*measures, &mut sums[index]);
     sums.rescale(isa, &row.state, factor);
     sums.keys += bits.map_or(columns.len(), |bits| count_in(bits, &columns));
-    if measures.peaks.is_some() {
+    if measures.find_peaks() {
         memory.logits[columns.clone()].copy_from_slice(&scores[columns.clone()]);
     }
     let mut energy = Energy([isa.splat(0.0); 2]);
@@ -215,9 +212,12 @@ pub(crate) fn weigh_measured<I: Isa>(
     for part in 0..SUM_LANES / I::LANES {
         isa.store(energy.0[part], &mut sums.energy[part * I::LANES..]);
     }
-    if let Some(mut peaks) = sums.peaks(measures, &mut memory.rows[index * ROW_PEAKS..][..ROW_PEAKS]) {
+    if measures.find_peaks() {
+        let (own, logits) = memory.row_and_logits(index);
         let states = (&row.total, &row.state.fold(isa));
-        peaks.add(isa, (&*memory.logits, scores), columns.clone(), states);
+        if let Some(mut peaks) = sums.peaks(measures, own) {
+            peaks.add(isa, (logits, scores), columns.clone(), states);
+        }
     }
     if measures.distance {
         let offset = (tile_start as i64).saturating_sub(row.mask.q_pos) as f32;

@@ -15,7 +15,6 @@ use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
 use crate::error::AttentionError;
-use crate::inputs::Inputs;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits};
@@ -57,13 +56,12 @@ impl<'a> Chosen<'a> {
         Self { heads: None, rows: None, batch, head_count, row_count }
     }
 
-    /// Lists of heads and rows, checked; `operands` are their names.
-    pub(crate) fn new<Q: Element, T: Element>(
+    /// Lists of heads and rows of queries `[batch, q_heads, q_len]`, checked; `operands` are their names.
+    pub(crate) fn new(
         operands: [&'static str; 2],
         [heads, rows]: [Option<&'a [usize]>; 2],
-        inputs: &Inputs<'_, Q, T>,
+        [batch, q_heads, q_len]: [usize; 3],
     ) -> Result<Self, AttentionError> {
-        let [batch, q_heads, q_len, _] = inputs.q().shape();
         let count = |operand, list: Option<&[usize]>, limit: usize| match list {
             None => Ok(limit),
             Some(list) => match list.iter().find(|&&index| index >= limit) {
@@ -262,7 +260,7 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
         }
         let Scratch { rows, scores, bits, shared, .. } = &mut *scratch;
         let shape = GroupShape::all_columns(call, rows, &tile, bits);
-        weigh_group(isa, call, (rows, None), &tile, &shape, scores, bits, shared);
+        weigh_group(isa, call, (rows, None), &tile, &shape, scores, (bits, shared));
     }
     for row in &mut scratch.rows {
         close_split(isa, row);

@@ -3,7 +3,7 @@
 use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
 use super::measure::RowSums;
-use super::peaks::ROW_PEAKS;
+use super::peaks::PeakBuffer;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
@@ -31,8 +31,8 @@ pub(crate) struct Scratch {
     pub(crate) rows: Vec<BlockRow>,
     /// As many as rows where the call measures, none where it does not.
     pub(crate) sums: Vec<RowSums>,
-    /// [`ROW_PEAKS`] numbers for each row, where the call looks for peaks, and a tile's logits.
-    pub(crate) peaks: AlignedBuf<f32>,
+    /// What [`super::peaks`] needs, lent by the call's metrics where it looks for peaks.
+    pub(crate) peaks: PeakBuffer,
     /// Elements between output rows.
     pub(crate) acc_stride: usize,
     /// The task in which the worker saw that the call is stopped.
@@ -123,10 +123,6 @@ impl ScratchSizes {
         sizes().ok_or(overflow)
     }
 
-    fn peaks(&self) -> usize {
-        self.rows * ROW_PEAKS + TILE
-    }
-
     pub(crate) fn acc_stride(&self) -> usize {
         self.acc_stride
     }
@@ -161,8 +157,7 @@ impl ScratchSizes {
             .checked_add(self.keys)?
             .checked_add(self.values)?
             .checked_add(self.weights)?
-            .checked_add(MAX_ROWS * TILE)?
-            .checked_add(self.peaks())
+            .checked_add(MAX_ROWS * TILE)
     }
 }
 
@@ -185,7 +180,7 @@ impl Scratch {
             total: buffer(sizes.acc)?,
             rows,
             sums,
-            peaks: buffer(sizes.peaks())?,
+            peaks: PeakBuffer::default(),
             acc_stride: sizes.acc_stride,
             stopped_in: None,
         })
@@ -207,7 +202,7 @@ impl Scratch {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let buffers = [&self.scores, &self.acc, &self.total, &self.peaks];
+        let buffers = [&self.scores, &self.acc, &self.total];
         let lists =
             self.rows.capacity() * size_of::<BlockRow>() + self.sums.capacity() * size_of::<RowSums>();
         let buffers: usize = buffers.into_iter().map(AlignedBuf::bytes).sum();

@@ -68,12 +68,12 @@ pub(crate) enum Ahead {
     NextPanel { group: usize, groups: usize },
 }
 
-/// Prefetches for a tile of a panel: `asks` at `at + step * per_step`.
+/// Prefetches for a tile of a panel: in each step, of `len` elements from `at + step * per_step` on.
 #[derive(Clone, Copy)]
 pub(crate) struct TilePrefetch {
     at: usize,
     per_step: usize,
-    asks: bool,
+    len: usize,
 }
 
 impl Ahead {
@@ -88,30 +88,27 @@ impl Ahead {
         let size = PANEL * dims;
         let near = |from_memory| {
             let Prefetch { ahead, asks } = Prefetch::<MR>::new(data, size, from_memory);
-            TilePrefetch { at: first + ahead, per_step: PANEL, asks }
+            TilePrefetch { at: first + ahead, per_step: PANEL, len: if asks { width } else { 0 } }
         };
         match self {
             Ahead::Near { from_memory } => near(from_memory),
-            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => TilePrefetch {
-                at: size + (size * group + first * dims) / groups,
-                per_step: width.div_ceil(groups),
-                asks: true,
-            },
+            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => {
+                // A tile's part of the group's share, rounded up: the last may reach a little beyond the panel.
+                let per_step = width.div_ceil(groups);
+                TilePrefetch { at: size + (size * group + first * dims) / groups, per_step, len: per_step }
+            }
             Ahead::NextPanel { .. } => near(false),
         }
     }
 }
 
 impl TilePrefetch {
-    /// Asks, in a step that loads `vectors` vectors, for as much at most.
+    /// Asks for what a step is to ask for.
     #[inline(always)]
-    pub(crate) fn ask<I: Isa, T>(self, isa: I, panel: &[T], step: usize, vectors: usize) {
-        if !self.asks {
-            return;
-        }
+    pub(crate) fn ask<I: Isa, T>(self, isa: I, panels: &[T], step: usize) {
         let mut next = 0;
-        while next < vectors * I::LANES {
-            isa.prefetch(panel, self.at + step * self.per_step + next);
+        while next < self.len {
+            isa.prefetch(panels, self.at + step * self.per_step + next);
             next += LINE_BYTES / size_of::<T>();
         }
     }
@@ -148,5 +145,44 @@ impl PrefetchRows {
                 *self = Self { key: self.key + 1, element: 0 };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the tiles and the number of groups, together they ask for all of the next panel, and hardly for more.
+    #[test]
+    fn groups_share_the_next_panel() {
+        for (dims, width, groups) in
+            [(1, 16, 2), (7, 16, 3), (384, 16, 3), (384, 64, 3), (384, 32, 5), (100, 64, 22), (33, 8, 40)]
+        {
+            let panels = vec![0.0f32; 2 * PANEL * dims];
+            let size = PANEL * dims;
+            let mut asked = vec![false; 2 * size + PANEL * dims];
+            for group in 0..groups {
+                for first in (0..PANEL).step_by(width) {
+                    let ahead = Ahead::NextPanel { group, groups };
+                    let tile = ahead.tile::<f32, 6>(&panels, dims, [first, width]);
+                    for step in 0..dims {
+                        asked[tile.at + step * tile.per_step..][..tile.len].fill(true);
+                    }
+                }
+            }
+            let what = format!("{dims} dimensions, tiles of {width}, {groups} groups");
+            assert!(!asked[..size].contains(&true), "{what}: nothing of this panel");
+            assert!(!asked[size..2 * size].contains(&false), "{what}: all of the next");
+            let beyond = asked[2 * size..].iter().filter(|&&asked| asked).count();
+            assert!(beyond <= width * dims, "{what}: {beyond} elements beyond it");
+        }
+    }
+
+    /// There is no next panel.
+    #[test]
+    fn the_last_panel_asks_nearby() {
+        let panels = vec![0.0f32; PANEL * 8];
+        let tile = Ahead::NextPanel { group: 1, groups: 3 }.tile::<f32, 6>(&panels, 8, [16, 16]);
+        assert_eq!((tile.at, tile.per_step, tile.len), (16, PANEL, 16));
     }
 }

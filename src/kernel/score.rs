@@ -94,7 +94,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
         for v in 0..NV {
             keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
         }
-        prefetch.ask(isa, panels, d, NV);
+        prefetch.ask(isa, panels, d);
         for r in 0..MR {
             let x = P::splat(isa, q[r][d]);
             for v in 0..NV {

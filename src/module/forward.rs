@@ -24,14 +24,17 @@ use crate::isa::Level;
 use crate::mask::Mask;
 use crate::metrics::{Metrics, MetricsOptions};
 use crate::outputs::{Outputs, ScoreStage, Scores};
-use crate::plan::{Plan, PlanOptions, Workspace};
+use crate::parallel;
+use crate::plan::{Plan, PlanOptions, Workspace, check_top_keys};
 use crate::problem::Problem;
 use crate::view::{Layout, View, ViewMut};
 
 /// Choices of a module that are neither sizes nor weights.
 #[derive(Debug, Default)]
 pub struct ModuleOptions {
-    /// Instruction set and threads, of projections and attention, and the tier of attention.
+    /// Instruction set and threads, of projections and attention, and the tier of attention. A limit of memory is one of
+    /// each plan of attention, of which a [`ModuleWorkspace`] holds up to four (few rows or many, tokens projected or as they
+    /// are); where it leaves no room for all threads, a call makes do with fewer.
     pub plan: PlanOptions,
     /// What becomes of inputs that are not as they should be.
     pub policies: InputPolicies,
@@ -42,7 +45,7 @@ pub struct ModuleOptions {
     ///
     /// If not, calls of few queries over many tokens leave tokens as they are, and move the projections to the queries and to
     /// the sums of values: less work by far, and the same but for rounding. Which calls do is a question of the
-    /// tensors' lengths (padding counts) and the module's sizes alone; none that train, cap their scores, are ragged, or run the bf16 tier. With it,
+    /// tensors' lengths (padding counts), the module's sizes and a limit of memory alone; none that train, cap their scores, are ragged, or run the bf16 tier. With it,
     /// outputs have the same bits as those of a longer call, and of [`MultiHeadAttention::project_kv`], and the key weights are
     /// not held twice.
     pub always_project: bool,
@@ -251,7 +254,22 @@ impl MultiHeadAttention {
         outputs: ModuleOutputs<'_>,
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
-        self.run(inputs, outputs, &mut workspace.core, Repairs::default())
+        parallel::enter(self.spreads(inputs), || {
+            self.run(inputs, outputs, &mut workspace.core, Repairs::default())
+        })
+    }
+
+    /// Whether the products of a call are spread over the pool: that of the output, or one as large for the tokens.
+    fn spreads(&self, inputs: &ModuleInputs<'_>) -> bool {
+        let [batch, q_len, _] = inputs.query.shape();
+        let projected = match inputs.keys {
+            KeySource::Tensors { key, .. } => key.shape()[1],
+            KeySource::Cache(_) => 0,
+        };
+        let kv_len = if self.absorbs(inputs, projected).is_some() { 0 } else { projected };
+        let rows = batch.saturating_mul(q_len.max(kv_len));
+        let columns = 0..self.output.outputs();
+        self.output.deal(rows, &columns, self.output.max_threads()).workers > 1
     }
 
     pub(crate) fn run(
@@ -278,6 +296,10 @@ impl MultiHeadAttention {
         let metric_rows = rows.saturating_mul(num_heads);
         let running = self.metrics.as_ref().filter(|_| counted);
         let mut metrics = target(running, metrics, room, [num_heads, metric_rows])?;
+        // A call of two passes over the keys would find out in the second.
+        let per_row = [batch, num_heads, q_len];
+        top_keys.iter().try_for_each(|top_keys| check_top_keys(top_keys, per_row))?;
+        metrics.as_deref_mut().map_or(Ok(()), |metrics| metrics.room(per_row).map(drop))?;
         match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check_size("key", "batch", batch, key.shape()[0])?;
@@ -340,14 +362,15 @@ impl MultiHeadAttention {
     }
 
     /// The absorbed projections, if a call over so many tokens is to use them. Attention over tokens as they are takes more
-    /// memory, so a limit may leave room only for the direct path.
+    /// memory, so a limit may leave room only for the direct path; on one thread, as bits must not depend on threads.
     fn absorbs(&self, inputs: &ModuleInputs<'_>, kv_len: usize) -> Option<&Absorbed> {
         let [_, q_len, _] = inputs.query.shape();
         let plain = inputs.training.is_none() && inputs.ragged.is_none();
         let absorbed = self.absorbed.as_ref().filter(|_| plain)?;
         let has_memory = || {
             let problem = absorbed.problem(&self.problem(q_len, kv_len));
-            self.plan.max_workspace_bytes.is_none() || Plan::with_options(&problem, &self.plan).is_ok()
+            let alone = PlanOptions { max_threads: Some(1), ..self.plan };
+            self.plan.max_workspace_bytes.is_none() || Plan::with_options(&problem, &alone).is_ok()
         };
         (absorbed.pays([q_len, kv_len]) && has_memory()).then_some(absorbed)
     }

@@ -413,13 +413,17 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
         while column < part.columns.end {
             let panel = column / PANEL;
             let columns = column..part.columns.end.min((panel + 1) * PANEL);
-            let weights = &weights[panel * PANEL * inputs..];
+            // No further than this part: what comes after may be another worker's.
+            let end = part.columns.end.div_ceil(PANEL);
+            let weights = &weights[panel * PANEL * inputs..end * PANEL * inputs];
             let first = column - panel * PANEL;
             let within = first..(first + columns.len()).next_multiple_of(SECTION);
             for (index, start) in (0..rows).step_by(group).enumerate() {
                 let count = group.min(rows - start);
                 let ahead = match rows.div_ceil(group) {
                     1 => Ahead::Near { from_memory },
+                    // Nobody asked for the first panel.
+                    _ if index == 0 && column == part.columns.start => Ahead::Near { from_memory: true },
                     groups => Ahead::NextPanel { group: index, groups },
                 };
                 let weights = Panels { data: weights, ahead };

@@ -2,7 +2,7 @@
 
 use super::absorbed::AbsorbedScratch;
 use crate::error::AttentionError;
-use crate::metrics::{Metrics, RowMetrics};
+use crate::metrics::Metrics;
 use crate::parallel;
 use crate::plan::{Plan, PlanOptions, Workspace};
 use crate::problem::Problem;
@@ -53,7 +53,7 @@ impl ModuleWorkspace {
     pub fn bytes(&self) -> usize {
         let Core { repaired, projected, context, attention, absorbed, metrics } = &self.core;
         let buffers = repaired.iter().flatten().chain(projected).chain([context]).chain(&self.lists);
-        let metrics = metrics.as_ref().map_or(0, |metrics| metrics.room_len() * size_of::<RowMetrics>());
+        let metrics = metrics.as_ref().map_or(0, Metrics::bytes);
         buffers.map(AlignedBuf::bytes).sum::<usize>() + attention.bytes() + absorbed.bytes() + metrics
     }
 }
@@ -75,49 +75,65 @@ struct Planned {
 impl Attention {
     /// A plan for `problem`, and its workspace: the ones there are, if they will do.
     ///
-    /// A new one has room for larger calls too, and for those before, as far as a limit of memory allows: whether a call is
-    /// refused does not depend on what came before it.
+    /// A new one has room for larger calls too, and for those before. Where a limit of memory does not allow that, it has
+    /// room for this call alone, with as many threads as are possible: whether a call is refused does not depend on what
+    /// came before it, nor on the pool.
     pub(crate) fn plan(
         &mut self,
         problem: &Problem,
         options: &PlanOptions,
     ) -> Result<(&Plan, &mut Workspace), AttentionError> {
         let few = problem.group().saturating_mul(problem.max_q_len) <= FEW_ROWS;
-        // Rounding up must not make many rows of few.
-        let max_q_len = if few { (FEW_ROWS / problem.group()).max(1) } else { rounded(problem.max_q_len) };
-        let roomy = Problem { max_q_len, max_kv_len: rounded(problem.max_kv_len), ..*problem };
         let workers = parallel::expected_workers();
         let place = &mut self.0[usize::from(few)];
-        let alike = |planned: &Planned| {
+        let alike = |planned: &&Planned| {
             let sizes = |problem: &Problem| Problem { max_q_len: 0, max_kv_len: 0, ..*problem };
             let same_sizes = sizes(planned.plan.problem()) == sizes(problem);
             planned.options == *options && planned.workers == workers && same_sizes
         };
-        let before = place.take().filter(alike);
-        let planned = match before {
-            Some(planned) if has_room(planned.plan.problem(), problem) => planned,
-            before => {
-                // Freed first: a limit is one of memory held at any time.
-                let before = before.map(|planned| *planned.plan.problem());
-                let joint = before.map(|before| Problem {
-                    max_q_len: roomy.max_q_len.max(before.max_q_len),
-                    max_kv_len: roomy.max_kv_len.max(before.max_kv_len),
-                    ..roomy
-                });
-                let larger = joint.into_iter().chain([roomy]);
-                let plan = larger.filter_map(|problem| Plan::with_options(&problem, options).ok()).next();
-                let plan = plan.map_or_else(|| Plan::with_options(problem, options), Ok)?;
-                let workspace = plan.workspace()?;
-                Planned { options: *options, workers, plan, workspace }
-            }
-        };
-        let Planned { plan, workspace, .. } = place.insert(planned);
+        let before = place.as_ref().filter(alike).map(|planned| *planned.plan.problem());
+        if !before.is_some_and(|before| has_room(&before, problem)) {
+            // Rounding up must not make many rows of few.
+            let max_q_len =
+                if few { (FEW_ROWS / problem.group()).max(1) } else { rounded(problem.max_q_len) };
+            let roomy = Problem { max_q_len, max_kv_len: rounded(problem.max_kv_len), ..*problem };
+            let plan =
+                choose_plan([before.map(|before| joint(roomy, before)), Some(roomy)], problem, options)?;
+            *place = None; // its memory is free before there is more
+            let workspace = plan.workspace()?;
+            *place = Some(Planned { options: *options, workers, plan, workspace });
+        }
+        let Planned { plan, workspace, .. } = place.as_mut().expect("it was there, or is now");
         Ok((plan, workspace))
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().flatten().map(|planned| planned.workspace.bytes()).sum()
     }
+}
+
+/// A plan for the first of the `larger` problems that a limit of memory allows, or for `problem` itself.
+fn choose_plan(
+    larger: [Option<Problem>; 2],
+    problem: &Problem,
+    options: &PlanOptions,
+) -> Result<Plan, AttentionError> {
+    let larger = larger.iter().flatten().find_map(|problem| Plan::with_options(problem, options).ok());
+    if let Some(plan) = larger {
+        return Ok(plan);
+    }
+    let mut threads = options.max_threads.unwrap_or_else(parallel::expected_workers);
+    loop {
+        match Plan::with_options(problem, &PlanOptions { max_threads: Some(threads), ..*options }) {
+            Err(_) if threads > 1 => threads /= 2,
+            plan => return plan,
+        }
+    }
+}
+
+/// With room for both.
+fn joint(a: Problem, b: Problem) -> Problem {
+    Problem { max_q_len: a.max_q_len.max(b.max_q_len), max_kv_len: a.max_kv_len.max(b.max_kv_len), ..a }
 }
 
 /// Whether a plan for one problem serves another, alike but for lengths.

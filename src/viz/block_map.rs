@@ -126,3 +126,37 @@ impl<'a> BlockMap<'a> {
         attended.into_iter().enumerate().map(cell).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sparse::BlockGrid;
+
+    fn shares(layout: &BlockLayout, each: [usize; 2], cells: [usize; 2]) -> Vec<Option<f32>> {
+        let cells = BlockMap::new(layout).cells(each, cells);
+        let share = |cell: &Cell| if let Cell::Value(share) = cell { Some(*share) } else { None };
+        cells.iter().map(share).collect()
+    }
+
+    #[test]
+    fn a_cell_is_the_share_of_its_pairs() {
+        // Causal blocks of 4 x 4 of 10 tokens: the last row and column have 2.
+        let layout =
+            BlockLayout::sliding_window(BlockGrid::square(10, 4), None, Some(0)).expect("a valid window");
+        let (diagonal, corner) = (Some(10.0 / 16.0), Some(3.0 / 4.0));
+        let expected = [diagonal, None, None, Some(1.0), diagonal, None, Some(1.0), Some(1.0), corner];
+        assert_eq!(shares(&layout, [1, 1], [3, 3]), expected);
+        // Two by two of them together.
+        let expected = [Some(36.0 / 64.0), None, Some(1.0), corner];
+        assert_eq!(shares(&layout, [2, 2], [2, 2]), expected);
+    }
+
+    #[test]
+    fn half_of_a_checkerboard() {
+        let layout =
+            BlockLayout::from_blocks(BlockGrid::square(64, 8), |row, column| (row + column) % 2 == 0)
+                .expect("a grid");
+        assert_eq!(shares(&layout, [2, 2], [4, 4]), vec![Some(0.5); 16]);
+        assert_eq!(shares(&layout, [1, 1], [8, 8])[..3], [Some(1.0), None, Some(1.0)]);
+    }
+}

@@ -54,6 +54,31 @@ fn any_number_of_threads() {
     assert!(split > 0, "no case splits its keys");
 }
 
+/// Metrics made where fewer threads were to expect hold no memory for all: the same numbers, by a second pass.
+#[cfg(feature = "rayon")]
+#[test]
+fn made_for_fewer_threads() {
+    let case = large_cases()[0];
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    let inputs = operands.inputs();
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let shape @ [batch, q_heads, q_len, _] = inputs.output_shape();
+    let new = || Metrics::new(ALL, q_heads, batch * q_heads * q_len).expect("memory");
+    let [alone, several] = [1, 3].map(|threads| pool(threads).install(new));
+    let run = |mut metrics: Metrics| {
+        pool(3).install(|| {
+            let plan = Plan::new(&Problem::of(&inputs)).expect("a plan");
+            assert!(plan.explain(&inputs).expect("operands that fit").threads > 1, "it is spread");
+            let mut out = vec![0.0f32; shape.iter().product()];
+            let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("contiguous"));
+            let outputs = outputs.metrics(&mut metrics);
+            plan.run(&inputs, outputs, &mut plan.workspace().expect("memory")).expect("operands that fit");
+        });
+        metrics
+    };
+    assert_rows(&run(alone), &run(several), "made for one thread, run on three");
+}
+
 #[test]
 fn fused_levels() {
     let fused: Vec<Level> = levels().into_iter().filter(|level| level.is_fused()).collect();

@@ -56,3 +56,19 @@ fn many_keys_near_the_threshold() {
         check(&peaks(20, 5, |_| 0.0), threshold, "5 alike");
     }
 }
+
+/// Logits that all overflow, in one split, say nothing of the others', however low those are.
+#[test]
+fn a_split_that_overflows() {
+    let dead = vec![f32::MIN; 1024];
+    let low = peaks(8, 100, |tile| 2.0 * tile as f32 - 200.0);
+    for (what, logits) in [
+        ("first", [&dead[..], &low, &low[..256]].concat()),
+        ("last", [&low[..], &dead, &dead].concat()),
+        ("between", [&low[..1024], &dead, &low].concat()),
+    ] {
+        for threshold in [0.008, 0.01] {
+            check(&logits, threshold, &format!("the dead split is {what}"));
+        }
+    }
+}

@@ -9,12 +9,12 @@ use lucid_attention::{
 };
 
 /// The `k` largest of a row's probabilities, by their definition.
-fn define(row: &reference::Row<'_>, p: &[f32], k: usize) -> Vec<TopKey> {
+fn define(row: &reference::Row<'_>, p: &[f32], k: usize) -> Vec<(Option<usize>, f32)> {
     let attended =
         row.scores.iter().zip(p).enumerate().filter(|(_, (score, p))| score.attended && !p.is_nan());
-    let mut top: Vec<_> = attended.map(|(key, (_, &probability))| TopKey { key, probability }).collect();
-    top.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.key.cmp(&b.key)));
-    top.resize(k.max(top.len()), TopKey::NONE);
+    let mut top: Vec<_> = attended.map(|(key, (_, &p))| (Some(key), p)).collect();
+    top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    top.resize(k.max(top.len()), (None, 0.0));
     top.truncate(k);
     top
 }
@@ -31,7 +31,7 @@ fn check<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, k: usize) {
         let plan = Plan::with_options(&Problem::of(inputs), &options).expect("a plan");
         let (mut out, mut alone) = (vec![Q::default(); shape.iter().product()], Vec::new());
         let mut probabilities = vec![f32::NAN; batch * q_heads * q_len * kv_len];
-        let mut top = vec![TopKey { key: 7, probability: f32::NAN }; chosen * k];
+        let mut top = vec![TopKey::NONE; chosen * k];
         let scores_shape = [batch, q_heads, q_len, kv_len];
         let scores = ViewMut::new(&mut probabilities, scores_shape).expect("sized to its shape");
         let top_view =
@@ -52,10 +52,9 @@ fn check<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, k: usize) {
             let (Some(head), Some(query)) = (place(&heads, h), place(&rows, i)) else { return };
             let p = &probabilities[at * kv_len..][..row.scores.len()];
             let got = &top[((b * heads.len() + head) * rows.len() + query) * k..][..k];
-            let expected = define(&row, p, k);
-            let bits =
-                |top: &[TopKey]| top.iter().map(|t| (t.key, t.probability.to_bits())).collect::<Vec<_>>();
-            assert_eq!(bits(got), bits(&expected), "{level}, bf16 dot {bf16_dot}, row {:?}", row.index);
+            let expected = define(row, p, k);
+            let got: Vec<_> = got.iter().map(|top| (top.key(), top.probability())).collect();
+            assert_eq!(got, expected, "{level}, bf16 dot {bf16_dot}, row {:?}", row.index);
         })
         .expect("operands that fit");
     }

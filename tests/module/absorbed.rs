@@ -75,8 +75,8 @@ fn everything_is_as_if_projected() {
                 let numbers =
                     |row: &RowMetrics| [row.entropy, row.below_threshold.expect("asked for") as f32];
                 let mut measured: Vec<_> = metrics.rows().iter().flat_map(numbers).collect();
-                measured.extend(top.iter().map(|top| top.probability));
-                let keys: Vec<_> = top.iter().map(|top| top.key).collect();
+                measured.extend(top.iter().map(TopKey::probability));
+                let keys: Vec<_> = top.iter().map(TopKey::key).collect();
                 (out, scores, measured, keys)
             });
             let [
@@ -250,6 +250,20 @@ fn under_a_limit_of_memory() {
             &format!("{q_len} x {kv_len}"),
         );
     }
+    // As many threads as the limit allows, and the same bits.
+    for threads in [2, 4] {
+        let plan = PlanOptions {
+            max_workspace_bytes: Some(limit),
+            max_threads: Some(threads),
+            ..PlanOptions::default()
+        };
+        let [several, _] = modules(plan);
+        for (q_len, kv_len) in [(40, 70), (20, 600), (3, 70)] {
+            let expected = module.forward(&call(q_len, kv_len)).expect("it fits");
+            let got = several.forward(&call(q_len, kv_len)).expect("it fits one thread");
+            assert_bits(&got, &expected, &format!("{q_len} x {kv_len} with up to {threads} threads"));
+        }
+    }
     let too_much = call(40, 600);
     assert!(least(40, 600, false) > limit);
     for stage in [ScoreStage::Raw, ScoreStage::Softmax] {
@@ -260,4 +274,34 @@ fn under_a_limit_of_memory() {
         module.forward_into(&too_much, outputs, &mut workspace).expect_err("more than the limit");
         assert!(out.iter().chain(&scores).all(|x| x.is_nan()), "nothing is written");
     }
+}
+
+/// What is asked for is checked before any of it is written, whichever pass writes it.
+#[test]
+fn refused_before_anything_is_written() {
+    let [module, _] = modules(PlanOptions::default());
+    let [query, memory] = data(1);
+    let memory = tensor(&memory, &[2, TOKENS, DIM]);
+    let call = ModuleInputs::new(tensor(&query, &[2, 1, DIM]), memory, memory);
+    assert!(module.explain(&call).expect("a valid call").absorbed);
+    let run = |heads: &[usize], metric_rows: usize| {
+        let mut out = vec![f32::NAN; 2 * DIM];
+        let mut scores = vec![f32::NAN; 8 * TOKENS];
+        let mut top = vec![TopKey::NONE; 2 * heads.len()];
+        let mut metrics = Metrics::new(MetricsOptions::default(), 4, metric_rows).expect("memory");
+        let wanted = Scores::new(
+            ScoreStage::Raw,
+            ViewMut::new(&mut scores, [2, 4, 1, TOKENS]).expect("sized to its shape"),
+        );
+        let top_keys = ViewMut::new(&mut top, [2, heads.len(), 1, 1]).expect("sized to its shape");
+        let outputs =
+            ModuleOutputs::new(&mut out).scores(wanted).top_keys(TopKeys::new(top_keys).heads(heads));
+        let result = module.forward_into(&call, outputs.metrics(&mut metrics), &mut ModuleWorkspace::new());
+        let unwritten = out.iter().chain(&scores).all(|x| x.is_nan()) && top.iter().all(TopKey::is_none);
+        assert_eq!(result.is_err(), unwritten, "{result:?}");
+        result
+    };
+    assert_eq!(run(&[0, 3], 8), Ok(()));
+    assert!(run(&[0, 4], 8).is_err(), "there is no such head");
+    assert!(run(&[0, 3], 7).is_err(), "no room for the metrics");
 }

@@ -8,9 +8,9 @@ fn drawn(layout: &BlockLayout) -> String {
     BlockMap::new(layout).title("layout").terminal(80, TerminalColors::Ascii).expect("a layout with blocks")
 }
 
-/// Full blocks are darkest, halves lighter, and those that are not stored blank.
+/// Blocks that are not stored are blank, and have a colour of their own; it says what blocks there are.
 #[test]
-fn shares_of_pairs() {
+fn blocks_that_are_not_stored() {
     let grid = BlockGrid { q_len: 60, kv_len: 64, q_block: 20, kv_block: 16 };
     let full = BlockLayout::from_blocks(grid, |row, column| (row + column) % 2 == 0).expect("a grid");
     let window = BlockLayout::sliding_window(grid, Some(30), Some(0)).expect("a grid");
@@ -22,13 +22,12 @@ fn shares_of_pairs() {
     let all = BlockLayout::from_blocks(grid, |_, _| true).expect("a grid");
     let blanks = |text: &str| text.chars().filter(|&c| c == ' ').count();
     assert!(blanks(&drawn(&all)) < blanks(&text), "{text}\n{}", drawn(&all));
-    // SVG holds a rectangle less for each block that is not stored, or one of another colour.
     let svg = |layout| BlockMap::new(layout).draw().expect("a layout with blocks");
     assert_ne!(svg(&full), svg(&all));
     assert!(svg(&full).svg().contains("masked") && !svg(&all).svg().contains("masked"));
 }
 
-/// More blocks than cells: a cell's share is that of all its pairs.
+/// More blocks than cells.
 #[test]
 fn more_blocks_than_cells() {
     let grid = BlockGrid::square(4096, 8);
