@@ -41,6 +41,7 @@ mod panels;
 mod parallel;
 mod plan;
 mod problem;
+mod random;
 pub mod reference;
 #[allow(unsafe_code, reason = "hands disjoint output rows to tasks")]
 mod rows;

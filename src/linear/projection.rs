@@ -1,6 +1,6 @@
 //! [`Projection`]: the random directions of a feature map.
 
-use super::random::Normals;
+use crate::random::Normals;
 use crate::error::{AttentionError, check_size};
 
 /// How long the rows of an orthogonal [`Projection`] are.

@@ -1,7 +1,6 @@
 //! Fixed patterns of the literature: in blocks where they are defined so, exact to the token where they are not.
 
 use super::layout::{BlockGrid, BlockLayout, LayoutBuilder, reserved};
-use super::next_random;
 use crate::error::AttentionError;
 use crate::mask::Mask;
 
@@ -197,4 +196,12 @@ pub(super) fn check_ascending(
     let (expected, got) =
         ("ascending indices below the number there are", format!("{} {reason}, entry {at}", list[at]));
     Err(AttentionError::Value { operand, expected, got })
+}
+
+/// splitmix64.
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }

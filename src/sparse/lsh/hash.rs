@@ -8,6 +8,7 @@ use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const};
 use crate::panels::{KeyPanels, PANEL};
+use crate::random::Normals;
 use crate::view::View;
 
 /// The directions that tokens are hashed by: `buckets / 2` for each round, and for each head or for all.
@@ -20,8 +21,7 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// Independent normal numbers, the same for the same seed but for the last bits of the platform's logarithm and cosine;
-    /// `heads` is 1 to serve all.
+    /// Independent normal numbers that depend on the seed only, whatever the system; `heads` is 1 to serve all.
     ///
     /// # Errors
     /// `buckets` is odd or 0, another size is 0, or memory cannot be had.
@@ -34,18 +34,7 @@ impl Rotations {
     ) -> Result<Self, AttentionError> {
         let len = size([heads, dim, rounds, buckets / 2])?;
         let mut values = reserved(len)?;
-        let mut state = seed;
-        while values.len() < len {
-            // Box and Muller; the one uniform in (0, 1], the other in [0, 1).
-            let [a, b] =
-                [(); 2].map(|()| (super::super::next_random(&mut state) >> 11) as f64 / (1u64 << 53) as f64);
-            let radius = (-2.0 * (1.0 - a).ln()).sqrt();
-            let angle = std::f64::consts::TAU * b;
-            values.push((radius * angle.cos()) as f32);
-            if values.len() < len {
-                values.push((radius * angle.sin()) as f32);
-            }
-        }
+        values.extend(Normals::new(seed, 0).take(len).map(|x| x as f32));
         Self::import(heads, dim, rounds, buckets, &values)
     }
 
