@@ -62,7 +62,7 @@ pub use cancel::CancelToken;
 pub use dropout::Dropout;
 pub use element::{DType, Element};
 pub use error::AttentionError;
-pub use explain::{Explanation, KeyPath};
+pub use explain::{BlockMaskExplanation, Explanation, KeyPath};
 pub use inputs::{Inputs, Keys, OnnxNumbering, Outputs, QueryStart, Ragged, ScoreStage, Scores};
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};

@@ -26,10 +26,12 @@
 //! | [`Lsh`] | hashing: tokens are sorted, and a layout of its own says who meets whom |
 
 mod block_mask;
+mod builder;
 mod elements;
 mod import;
 mod layout;
 mod lsh;
+mod memory;
 mod patterns;
 mod select;
 

@@ -1,6 +1,7 @@
 //! Buckets by random rotations: the nearest of the axes of a random frame, and their opposites.
 
-use super::super::layout::reserved;
+use super::super::memory::{filled, reserved};
+use super::spread::{parts, piece, workers};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
@@ -8,8 +9,11 @@ use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const};
 use crate::panels::{KeyPanels, PANEL};
+use crate::parallel::for_each_part_with;
 use crate::random::Normals;
+use crate::tile;
 use crate::view::View;
+use std::ops::Range;
 
 /// The directions that tokens are hashed by: `buckets / 2` for each round, and for each head or for all.
 #[derive(Debug)]
@@ -77,19 +81,49 @@ impl Rotations {
     /// `x` has other heads (unless there is one frame for all) or another size than the rotations, memory cannot be had, or
     /// `LUCID_LEVEL` names a level that is not there.
     pub fn buckets<T: Element>(&self, x: View<'_, T>) -> Result<Vec<u32>, AttentionError> {
+        self.buckets_on(x, Level::detect()?, usize::MAX)
+    }
+
+    /// Rounds, and buckets of a round.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        [self.rounds, self.buckets]
+    }
+
+    pub(super) fn buckets_on<T: Element>(
+        &self,
+        x: View<'_, T>,
+        level: Level,
+        threads: usize,
+    ) -> Result<Vec<u32>, AttentionError> {
         let [batch, heads, tokens, dim] = x.shape();
-        let [_, own, _, own_dim] = self.directions.shape();
+        let [_, own, directions, own_dim] = self.directions.shape();
         check_size("x", "head_dim", own_dim, dim)?;
         if own != 1 {
             check_size("x", "heads", own, heads)?;
         }
-        let len = size([batch, heads, self.rounds, tokens])?;
-        let mut buckets = reserved(len)?;
-        buckets.resize(len, 0);
-        let columns = (self.rounds * (self.buckets / 2)).next_multiple_of(16);
-        let scores = reserved(MAX_ROWS * columns)?;
-        let rows = reserved(MAX_ROWS * dim)?;
-        Level::detect()?.dispatch(Hash { rotations: self, x, columns, rows, scores, buckets: &mut buckets });
+        let mut buckets = filled(size([batch, heads, self.rounds, tokens])?, 0)?;
+        let columns = directions.next_multiple_of(16);
+        let multiply_adds = (batch * heads * tokens * dim) as f64 * directions as f64;
+        let workers = workers(threads, tile::nanoseconds(multiply_adds, 0.0));
+        let mut scratches = reserved(workers)?;
+        for _ in 0..workers {
+            scratches.push([filled(MAX_ROWS * dim, 0.0)?, filled(MAX_ROWS * columns, 0.0)?]);
+        }
+        let mut left = &mut buckets[..];
+        let each = self.rounds * tokens;
+        let parts = parts(batch * heads).map(|units| (piece(&mut left, units.len() * each), units));
+        for_each_part_with(parts, &mut scratches, &|(buckets, units): (&mut [u32], _), [rows, scores]| {
+            for (unit, buckets) in Range::<usize>::zip(units, buckets.chunks_exact_mut(each.max(1))) {
+                level.dispatch(Hash {
+                    rotations: self,
+                    x,
+                    unit,
+                    rows: &mut rows[..],
+                    scores: &mut scores[..],
+                    buckets,
+                });
+            }
+        });
         Ok(buckets)
     }
 }
@@ -107,13 +141,15 @@ pub(super) fn size<const N: usize>(sizes: [usize; N]) -> Result<usize, Attention
     size.ok_or(AttentionError::SizeOverflow { operand: "LSH attention" })
 }
 
+/// The buckets of one head's tokens, `[rounds, tokens]`.
 struct Hash<'a, T> {
     rotations: &'a Rotations,
     x: View<'a, T>,
-    /// Scores of a token, rounded up to vectors.
-    columns: usize,
-    rows: Vec<f32>,
-    scores: Vec<f32>,
+    /// The head, counted over all sequences.
+    unit: usize,
+    /// Room for some tokens and their scores, those rounded up to vectors.
+    rows: &'a mut [f32],
+    scores: &'a mut [f32],
     buckets: &'a mut [u32],
 }
 
@@ -122,28 +158,28 @@ impl<T: Element> Kernel for Hash<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Hash { rotations, x, columns, mut rows, mut scores, buckets } = self;
-        let [batch, heads, tokens, dim] = x.shape();
-        let (rounds, half) = (rotations.rounds, rotations.buckets / 2);
-        scores.resize(MAX_ROWS * columns, 0.0);
-        for head in 0..batch * heads {
-            let (b, h) = (head / heads, head % heads);
-            let own = if rotations.directions.shape()[1] == 1 { 0 } else { h };
-            let panels = rotations.directions.head(0, own);
-            assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
-            for first in (0..tokens).step_by(MAX_ROWS) {
-                let count = MAX_ROWS.min(tokens - first);
-                rows.clear();
-                for token in first..first + count {
-                    rows.extend((0..dim).map(|d| x.get([b, h, token, d]).map_or(f32::NAN, |x| x.to_f32())));
+        let Hash { rotations, x, unit, rows, scores, buckets } = self;
+        let [_, heads, tokens, dim] = x.shape();
+        let half = rotations.buckets / 2;
+        let columns = scores.len() / MAX_ROWS;
+        let own = if rotations.directions.shape()[1] == 1 { 0 } else { unit % heads };
+        let panels = rotations.directions.head(0, own);
+        assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
+        for first in (0..tokens).step_by(MAX_ROWS) {
+            let count = MAX_ROWS.min(tokens - first);
+            for (token, row) in (first..first + count).zip(rows.chunks_exact_mut(dim)) {
+                for (d, to) in row.iter_mut().enumerate() {
+                    let x = x.get([unit / heads, unit % heads, token, d]);
+                    *to = x.map_or(f32::NAN, |x| x.to_f32());
                 }
-                let panels = Panels { data: panels, from_memory: false };
-                let out = ScoreRows { out: &mut scores, stride: columns, scale: () };
-                rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, &rows, dim, panels, 0..columns, out));
-                for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
-                    for (round, scores) in scores.chunks_exact(half).enumerate().take(rounds) {
-                        buckets[(head * rounds + round) * tokens + token] = nearest(scores);
-                    }
+            }
+            let panels = Panels { data: panels, from_memory: false };
+            let (rows, out) =
+                (&rows[..count * dim], ScoreRows { out: &mut *scores, stride: columns, scale: () });
+            rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dim, panels, 0..columns, out));
+            for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
+                for (round, scores) in scores.chunks_exact(half).enumerate().take(rotations.rounds) {
+                    buckets[round * tokens + token] = nearest(scores);
                 }
             }
         }
