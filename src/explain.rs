@@ -1,12 +1,13 @@
 //! What a plan would do with a call, in words and numbers.
 
 use crate::element::{DType, Element};
-use crate::exact::call::Call;
+use crate::exact::call::{Call, visited_pairs};
 use crate::exact::grid::Grid;
 use crate::inputs::Keys;
 use crate::isa::Level;
 use crate::kernel::MAX_ROWS;
 use crate::plan::Plan;
+use crate::sparse::{BlockLayout, BlockMask};
 use crate::tile;
 use std::fmt;
 
@@ -34,10 +35,45 @@ pub struct Explanation {
     pub tasks: usize,
     /// Splits of keys that run side by side, 1 if keys are not split.
     pub splits: usize,
+    /// The block mask, if there is one.
+    pub blocks: Option<BlockMaskExplanation>,
     /// Estimated time on one thread, which decides whether others are woken.
     pub estimated_microseconds: f64,
     /// Scratch memory of the plan.
     pub workspace_bytes: usize,
+}
+
+/// What a call's block mask is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BlockMaskExplanation {
+    /// Queries and keys of a block.
+    pub block: [usize; 2],
+    /// Layouts that differ.
+    pub layouts: usize,
+    /// The share of blocks that are stored, see [`BlockMask::density`].
+    pub density: f64,
+    /// Runs of keys in all layouts, equal rows that follow one another counted once.
+    pub runs: usize,
+    /// Partial blocks whose bits are stored, equal ones of a layout counted once.
+    pub patterns: usize,
+    /// Pairs of a query and a key that the call's queries visit, of all heads and sequences, as far as blocks say.
+    pub pairs: f64,
+}
+
+impl BlockMaskExplanation {
+    fn new(mask: &BlockMask, pairs: f64) -> Self {
+        let layouts = mask.layouts();
+        let grid = layouts[0].grid();
+        Self {
+            block: [grid.q_block, grid.kv_block],
+            layouts: layouts.len(),
+            density: mask.density(),
+            runs: layouts.iter().map(BlockLayout::runs).sum(),
+            patterns: layouts.iter().map(BlockLayout::patterns).sum(),
+            pairs,
+        }
+    }
 }
 
 /// How keys reach the kernels.
@@ -82,6 +118,7 @@ impl Explanation {
             tile: [MAX_ROWS.min(grid.block_rows), call.order.tile],
             tasks: grid.units.saturating_mul(grid.blocks_per_unit).saturating_mul(grid.splits),
             splits: grid.splits,
+            blocks: call.mask.blocks.map(|mask| BlockMaskExplanation::new(mask, visited_pairs(call))),
             estimated_microseconds: tile::nanoseconds(multiply_adds, kv_bytes) / 1e3,
             workspace_bytes: plan.workspace_bytes(),
         }
@@ -112,6 +149,16 @@ impl fmt::Display for Explanation {
             "blocks: {block_rows} query rows each in tiles of {rows} by {keys} keys, {tasks} tasks, keys in {splits} \
              split(s) side by side"
         )?;
+        if let Some(mask) = &self.blocks {
+            let BlockMaskExplanation { block: [queries, keys], layouts, density, runs, patterns, pairs } =
+                mask;
+            writeln!(
+                f,
+                "block mask: {layouts} layout(s) of {queries} x {keys} blocks, {:.1} % of them stored in {runs} runs, \
+                 {patterns} with bits; {pairs:.3e} pairs visited",
+                density * 100.0
+            )?;
+        }
         let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
             (1, true) => "too little work to wake another thread",
             (1, false) => "one task, or no other thread in the plan or the pool",

@@ -42,6 +42,7 @@ mod panels;
 mod parallel;
 mod plan;
 mod problem;
+mod random;
 pub mod reference;
 #[allow(unsafe_code, reason = "hands disjoint output rows to tasks")]
 mod rows;
@@ -62,7 +63,7 @@ pub use cancel::CancelToken;
 pub use dropout::Dropout;
 pub use element::{DType, Element};
 pub use error::AttentionError;
-pub use explain::{Explanation, KeyPath};
+pub use explain::{BlockMaskExplanation, Explanation, KeyPath};
 pub use inputs::{Inputs, Keys, QueryStart, Ragged};
 pub use isa::Level;
 pub use mask::{Cell, Intervals, Mask, Span};

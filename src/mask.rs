@@ -472,7 +472,7 @@ pub(crate) fn set_range(bits: &mut TileBits, range: Range<usize>) {
 }
 
 /// At most [`TILE`] booleans as bits, eight at a time.
-fn bits_of(allowed: &[bool]) -> TileBits {
+pub(crate) fn bits_of(allowed: &[bool]) -> TileBits {
     // The product brings bit 0 of byte i to bit 56 + i: byte i has a factor of 2^(56 - 7 i), and no two terms meet.
     const GATHER: u64 = 0x0102_0408_1020_4080;
     let mut bits = TileBits::default();

@@ -57,6 +57,19 @@ pub fn merge<Q: Element>(
     Ok(())
 }
 
+/// [`merge`] of contiguous rows of `dim` numbers, on a level.
+pub(crate) fn merge_on(
+    level: Level,
+    (out, lse): (&mut [f32], &mut [f32]),
+    (other, other_lse): (&[f32], &[f32]),
+    dim: usize,
+) {
+    let shape = [1, 1, lse.len(), dim];
+    if let (Ok(out), Ok(other)) = (ViewMut::new(out, shape), View::new(other, shape)) {
+        level.dispatch(Merge { out, lse, other, other_lse });
+    }
+}
+
 struct Merge<'a, 'b, Q> {
     out: ViewMut<'a, Q>,
     lse: &'a mut [f32],

@@ -7,6 +7,7 @@ use crate::exact::call::{Call, Order};
 use crate::exact::finish::Targets;
 use crate::exact::grid::Grid;
 use crate::exact::measure::Measures;
+use crate::exact::order::{self, BlockOrder};
 use crate::exact::partials::partials_len;
 use crate::exact::peaks::PeakBuffer;
 use crate::exact::progress::{Blocks, Progress};
@@ -94,22 +95,23 @@ pub struct Workspace {
     workers: Vec<Scratch>,
     partials: AlignedBuf<f32>,
     /// Of the last call.
+    order: BlockOrder,
     progress: Progress,
 }
 
 impl Workspace {
     /// Its size in memory.
     pub fn bytes(&self) -> usize {
-        self.workers.iter().map(Scratch::bytes).sum::<usize>() + self.partials.bytes()
+        self.workers.iter().map(Scratch::bytes).sum::<usize>() + self.partials.bytes() + self.order.bytes()
     }
 
     /// Whether a row of the last call made with it is complete: `[sequence, q_head, query]`, where the sequence is the batch
     /// index, or the index in a ragged batch, within which the query counts. All are after a call that succeeded, none
-    /// after one that was refused; after [`AttentionError::Cancelled`] some (under a block mask none that anybody could name).
+    /// after one that was refused; after [`AttentionError::Cancelled`] some.
     pub fn is_complete(&self, row: [usize; 3]) -> bool {
         match &self.progress {
             Progress::Nothing => false,
-            Progress::Part(blocks) => blocks.has(row, &self.workers),
+            Progress::Part(blocks) => blocks.has(row, &self.workers, &self.order),
             Progress::All => true,
         }
     }
@@ -194,7 +196,13 @@ impl Plan {
     pub fn workspace_bytes(&self) -> usize {
         let worker = self.sizes.bytes().unwrap_or(usize::MAX);
         let partials = self.partials.saturating_mul(size_of::<f32>());
-        worker.saturating_mul(self.max_threads).saturating_add(partials)
+        let workers = worker.saturating_mul(self.max_threads).saturating_add(partials);
+        workers.saturating_add(BlockOrder::bytes_of(self.ordered_blocks()))
+    }
+
+    /// Blocks that there is room to order.
+    fn ordered_blocks(&self) -> usize {
+        order::room(self.problem.max_q_len.saturating_mul(self.problem.group()), self.max_threads)
     }
 
     /// Scratch for one call at a time.
@@ -210,7 +218,8 @@ impl Plan {
             workers.push(Scratch::new(&self.sizes)?);
         }
         let partials = AlignedBuf::zeroed("workspace", self.partials)?;
-        Ok(Workspace { sizes: self.sizes, workers, partials, progress: Progress::Nothing })
+        let order = BlockOrder::with_room(self.ordered_blocks())?;
+        Ok(Workspace { sizes: self.sizes, workers, partials, order, progress: Progress::Nothing })
     }
 
     /// Attention of `inputs` into `outputs`.
@@ -264,7 +273,7 @@ impl Plan {
             false => Ok(()),
         };
         stopped(0)?;
-        let Workspace { workers, partials, progress, .. } = workspace;
+        let Workspace { workers, partials, order, progress, .. } = workspace;
         let grid = Grid::new(&call, self.max_threads);
         let workers = &mut workers[..grid.workers];
         let has_peaks = peaks.len() >= workers.len()
@@ -273,16 +282,15 @@ impl Plan {
         let call = Call { measures, ..call };
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
-            let parts = WorkspaceParts { workers: &mut *workers, partials };
+            order.sort(&call, &grid);
+            let parts = WorkspaceParts { workers: &mut *workers, partials, order: &*order };
             lend(parts.workers, peaks);
             let begun = T::run(self.engine, &call, &grid, &targets, parts);
             lend(workers, peaks);
             if call.is_stopped() {
                 let blocks = Blocks::new(&call, &grid, begun);
-                // Under a block mask, blocks come in an order of their own, which is not kept.
-                let part = call.mask.blocks.is_none().then_some(blocks);
-                *progress = part.map_or(Progress::Nothing, Progress::Part);
-                let complete = part.map_or(0, |blocks| blocks.count(&call, workers));
+                *progress = Progress::Part(blocks);
+                let complete = blocks.count(&call, workers, order);
                 if complete < row_count {
                     return Err(AttentionError::Cancelled { complete, rows: row_count });
                 }

@@ -75,14 +75,28 @@ pub(crate) fn block_rows(rows: usize, units: usize, workers: usize, splits: usiz
     rows.div_ceil(blocks.max(1)).next_multiple_of(MAX_ROWS).min(BLOCK_ROWS)
 }
 
-/// Rows per block, about `rows` of them, where it pays that blocks end at multiples of `unit` rows: rows of a block mask's
-/// block visit the same keys. `None` if no such number fits a block.
-pub(crate) fn aligned_rows(rows: usize, unit: usize) -> Option<usize> {
-    if unit <= BLOCK_ROWS {
-        return Some((rows / unit.max(1)).max(1) * unit);
+/// How `total` rows are cut where it pays that blocks end with a block mask's rows of blocks, `unit` query rows each, which
+/// visit the same keys: rows of a stretch, which is some units or one, and of the blocks that a stretch is cut into. There
+/// are about as many blocks as with `rows` rows each.
+pub(crate) fn aligned_rows(rows: usize, total: usize, unit: usize) -> [usize; 2] {
+    if unit <= rows {
+        return [rows / unit.max(1) * unit; 2];
     }
-    let parts = unit.div_ceil(BLOCK_ROWS);
-    (parts..=2 * parts).find(|parts| unit.is_multiple_of(*parts)).map(|parts| unit / parts)
+    let wanted = total.div_ceil(rows.max(1)).div_ceil(total.div_ceil(unit));
+    let parts = wanted.min(unit / (2 * MAX_ROWS)).max(unit.div_ceil(BLOCK_ROWS));
+    [unit, unit.div_ceil(parts).next_multiple_of(MAX_ROWS).min(unit)]
+}
+
+/// Blocks of a unit that are ordered by their work, at most: 800 000 query rows, or more.
+const ORDERED_BLOCKS: usize = 1 << 14;
+
+/// No fewer blocks than a unit of so many rows is ever cut into, by [`block_rows`] or [`aligned_rows`], as long as they are
+/// ordered by their work.
+pub(crate) fn most_blocks(rows: usize, workers: usize) -> usize {
+    let spread = TASKS_PER_WORKER.saturating_mul(workers).min(rows.div_ceil(2 * MAX_ROWS));
+    let blocks = rows.div_ceil(BLOCK_ROWS).max(spread);
+    // Aligned, up to three times as many, half as many again where there are two stretches, and a stretch more.
+    blocks.saturating_mul(5).saturating_add(5).min(ORDERED_BLOCKS)
 }
 
 /// Rows of a matrix product up to which its parts are columns, and each weight is read once: above it they are rows, as
@@ -125,4 +139,34 @@ pub(crate) fn split_keys(units: usize, workers: usize, blocks_per_unit: usize, s
 /// The most units for which [`split_keys`] can say yes.
 pub(crate) fn max_split_units(workers: usize) -> usize {
     if workers > 1 { TASKS_PER_WORKER.saturating_mul(workers) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks that are aligned are as many as are wanted, no larger than scratch, and no more than there is room to order.
+    #[test]
+    fn aligned_blocks() {
+        for (total, workers) in [(40, 2), (100, 1), (256, 2), (256, 8), (1000, 3), (5000, 64), (70_000, 2)] {
+            for unit in [1, 5, 16, 30, 64, 96, 97, 128, 200, 1000] {
+                let rows = block_rows(total, 1, workers, 1);
+                if unit >= total || rows >= total {
+                    continue;
+                }
+                let [stretch, block] = aligned_rows(rows, total, unit);
+                let what = format!("{total} rows in units of {unit} for {workers}: {stretch}, {block}");
+                assert!(
+                    stretch.is_multiple_of(unit) && 0 < block && block <= BLOCK_ROWS.min(stretch),
+                    "{what}"
+                );
+                let parts = stretch.div_ceil(block);
+                assert!(total.div_ceil(stretch) * parts + parts <= most_blocks(total, workers), "{what}");
+                // Fewer only where parts would be tiny.
+                let wanted = total.div_ceil(rows);
+                let enough = total.div_ceil(stretch) * parts * 2 >= wanted;
+                assert!(enough || block <= 3 * MAX_ROWS, "{what}: fewer than half of {wanted} blocks");
+            }
+        }
+    }
 }

@@ -3,9 +3,10 @@
 mod common;
 
 use common::cases::*;
+use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{
-    AttentionError, CancelToken, Element, Inputs, Level, Metrics, MetricsOptions, Outputs, Plan, PlanOptions,
-    Problem, ScoreStage, Scores, View, ViewMut, Workspace,
+    AttentionError, CancelToken, Element, Inputs, Level, Mask, Metrics, MetricsOptions, Outputs, Plan,
+    PlanOptions, Problem, QueryStart, ScoreStage, Scores, View, ViewMut, Workspace,
 };
 use std::time::{Duration, Instant};
 
@@ -112,35 +113,64 @@ fn stopped_anywhere() {
     for (level, threads) in levels().into_iter().flat_map(|level| [(level, 1), (level, 4)]) {
         for case in cases() {
             let operands = case.operands::<f32, f32>(Place::Heap);
-            let inputs = operands.inputs();
-            let plan = plan(&inputs, level, threads);
-            let mut workspace = plan.workspace().expect("memory");
-            let mut whole = || {
-                let start = Instant::now();
-                let (out, lse, result) = attempt(&plan, &inputs, &mut workspace);
-                result.expect("operands that fit");
-                (out, lse, start.elapsed())
-            };
-            let (all, all_lse, _) = whole();
-            let time = (0..3).map(|_| whole().2).min().expect("three");
-            let (mut partly, mut attempts) = (0, 0);
-            // A single task has no part that is complete, nor do splits of keys before the end.
-            let explained = plan.explain(&inputs).expect("they fit");
-            let in_parts = explained.tasks > 1 && explained.splits == 1;
-            while attempts < 40 || in_parts && partly == 0 {
-                let token = CancelToken::with_deadline(Instant::now() + time * (attempts % 40) / 40);
-                let outcome = attempt(&plan, &inputs.cancel(&token), &mut workspace);
-                let complete = check(&operands, &outcome, &workspace, (&all, &all_lse));
-                partly += usize::from(complete > 0 && outcome.2.is_err());
-                attempts += 1;
-                assert!(attempts < 4000, "{level}, {threads} threads: never stopped in the middle: {case:?}");
-            }
-            let (out, lse, result) = attempt(&plan, &inputs, &mut workspace);
-            result.expect("operands that fit");
-            assert_same(&out, &all, &format!("{level}: after calls that were stopped"));
-            assert_same(&lse, &all_lse, &format!("{level}: LSE after calls that were stopped"));
+            stop_anywhere(&operands, &operands.inputs(), (level, threads));
         }
     }
+}
+
+/// Blocks that come in an order of their own, aligned to rows of a block mask or not, are named all the same.
+#[test]
+fn stopped_under_a_block_mask() {
+    let case =
+        Case { batch: 2, heads: [4, 2], q_len: 300, kv_len: 900, head_dim: 40, v_dim: 48, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    for (block, start) in [
+        (32, QueryStart::At(600)),
+        (100, QueryStart::At(613)),
+        (250, QueryStart::BottomRight),
+        (64, QueryStart::PerSequence(&[600, 110])),
+    ] {
+        let layout = |seed| BlockLayout::bigbird(BlockGrid::square(920, block), &BigBird::published(seed));
+        let layouts = vec![layout(1).expect("a layout"), layout(2).expect("a layout")];
+        let blocks = BlockMask::per_head(layouts, vec![0, 1, 1, 0]).expect("a mask");
+        let inputs = operands.inputs().mask(Mask::NONE.blocks(&blocks)).q_start(start);
+        for (level, threads) in levels().into_iter().flat_map(|level| [(level, 1), (level, 4)]) {
+            stop_anywhere(&operands, &inputs, (level, threads));
+        }
+    }
+}
+
+fn stop_anywhere(
+    operands: &Operands<f32, f32>,
+    inputs: &Inputs<'_, f32, f32>,
+    (level, threads): (Level, usize),
+) {
+    let plan = plan(inputs, level, threads);
+    let mut workspace = plan.workspace().expect("memory");
+    let mut whole = || {
+        let start = Instant::now();
+        let (out, lse, result) = attempt(&plan, inputs, &mut workspace);
+        result.expect("operands that fit");
+        (out, lse, start.elapsed())
+    };
+    let (all, all_lse, _) = whole();
+    let time = (0..3).map(|_| whole().2).min().expect("three");
+    let (mut partly, mut attempts) = (0, 0);
+    // A single task has no part that is complete, nor do splits of keys before the end.
+    let explained = plan.explain(inputs).expect("they fit");
+    let in_parts = explained.tasks > 1 && explained.splits == 1;
+    while attempts < 40 || in_parts && partly == 0 {
+        let token = CancelToken::with_deadline(Instant::now() + time * (attempts % 40) / 40);
+        let outcome = attempt(&plan, &inputs.cancel(&token), &mut workspace);
+        let complete = check(operands, &outcome, &workspace, (&all, &all_lse));
+        partly += usize::from(complete > 0 && outcome.2.is_err());
+        attempts += 1;
+        assert!(attempts < 4000, "{level}, {threads} threads: never stopped in the middle: {explained}");
+    }
+    let (out, lse, result) = attempt(&plan, inputs, &mut workspace);
+    result.expect("operands that fit");
+    assert_same(&out, &all, &format!("{level}: after calls that were stopped"));
+    assert_same(&lse, &all_lse, &format!("{level}: LSE after calls that were stopped"));
 }
 
 /// A block is left in the middle: one row over tens of millions of keys, which are one key repeated.

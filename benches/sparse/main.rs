@@ -10,7 +10,8 @@
 //! leaves. Layouts of everything are held against the dense call they stand for. Before it is timed, a call's bits are
 //! compared with those of the dense call under the same pairs as a boolean mask, up to 1024 tokens.
 //!
-//! The last lines are what it takes to make layouts, as a share of the dense call. `--quick` stops at 1024 tokens.
+//! Then LSH attention, hashing and all, in chunks of 64 and two rounds, beside a dense causal call of the same tokens, and what
+//! hashing takes of it; and what it takes to make layouts, as a share of the dense call. `--quick` stops at 1024 tokens.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -18,7 +19,7 @@ mod common;
 use common::options::Options;
 use common::rounds::{calls_per_round, medians, time};
 use common::{Case, Tensors};
-use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask, Keep, Selection};
+use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask, Keep, Lsh, Rotations, Selection};
 use lucid_attention::{AttentionError, Inputs, Mask, Outputs, Plan, Problem, View, ViewMut};
 
 const BLOCK: usize = 64;
@@ -50,6 +51,11 @@ fn main() -> Result<(), lexopt::Error> {
                     "{id:<32} {threads:>7} {dense:>12.1} {blocks:>12.1} {density:>8.3} {efficiency:>9.1}%"
                 );
             }
+        }
+    }
+    for &len in lengths {
+        if options.wants(&format!("lsh_{len}")) {
+            options.threads.iter().for_each(|&threads| lsh(len, threads, options.rounds));
         }
     }
     for &len in lengths {
@@ -124,6 +130,40 @@ fn compare(layout: &BlockLayout, name: &str, rounds: usize) -> [f64; 3] {
         [dense, sparse, dense / sparse]
     };
     medians(&std::iter::repeat_with(round).take(rounds).collect::<Vec<_>>())
+}
+
+/// Prints how LSH attention does beside a dense causal call.
+fn lsh(len: usize, threads: usize, rounds: usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let case =
+        Case { batch: 1, q_heads: HEADS, kv_heads: HEADS, q_len: len, kv_len: len, dim: DIM, causal: true };
+    let tensors = Tensors::<f32>::on_huge_pages(&case);
+    let view = |data| View::new(data, case.q_shape()).expect("operands fit their shape");
+    let (qk, v) = (view(&tensors.q), view(&tensors.v));
+    let lsh = Lsh { rounds: 2, buckets: (len / BLOCK).next_multiple_of(2), ..Lsh::new(BLOCK) };
+    let rotations = Rotations::seeded(1, 1, DIM, lsh.rounds, lsh.buckets).expect("rotations");
+    let inputs = Inputs::new(qk, qk, v).mask(Mask::causal());
+    let plan = Plan::new(&Problem::of(&inputs)).expect("a plan");
+    let mut workspace = plan.workspace().expect("memory");
+    let mut out = vec![0.0f32; case.q_shape().iter().product()];
+    let [dense, all, hashing] = pool.install(|| {
+        let mut dense = || {
+            let out = ViewMut::new(&mut out, case.q_shape()).expect("out fits its shape");
+            plan.run(std::hint::black_box(&inputs), Outputs::new(out), &mut workspace)
+                .expect("a checked call");
+        };
+        let buckets = || lsh.buckets(&rotations, std::hint::black_box(qk)).expect("buckets");
+        let all = || drop(lsh.attention(qk, v, &buckets(), Mask::causal()).expect("a checked call"));
+        let calls = [calls_per_round(&mut dense), calls_per_round(all)];
+        let round = || [time(calls[0], &mut dense), time(calls[1], all), time(calls[1], || drop(buckets()))];
+        medians(&std::iter::repeat_with(round).take(rounds).collect::<Vec<_>>())
+    });
+    let (speed, share) = (dense / all, hashing / all * 100.0);
+    println!(
+        "lsh_{len:<28} {threads:>7} {:>12.1} {:>12.1} {speed:>7.2}x, hashing {share:.1} %",
+        dense * 1e6,
+        all * 1e6
+    );
 }
 
 /// Prints what it takes to make layouts, beside a dense call on one thread.

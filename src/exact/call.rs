@@ -106,11 +106,16 @@ impl<T: Element> Call<'_, T> {
         self.cancel.is_some_and(CancelToken::is_stopped)
     }
 
-    /// See `work`.
-    fn estimate(&self) -> [f64; 2] {
+    /// How many of the first sequences stand for all, and for how many each of them.
+    pub(crate) fn sequences_that_differ(&self) -> (usize, usize) {
         let count = self.sequences.count();
         let alike = self.sequences.are_alike() && !self.mask.is_per_sequence();
-        let (counted, times) = if alike { (count.min(1), count) } else { (count, 1) };
+        if alike { (count.min(1), count) } else { (count, 1) }
+    }
+
+    /// See `work`.
+    fn estimate(&self) -> [f64; 2] {
+        let (counted, times) = self.sequences_that_differ();
         let (mut pairs, mut keys) = (0.0, 0.0);
         for sequence in (0..counted).map(|index| self.sequences.get(index)) {
             let Some(last) = sequence.q_len.checked_sub(1) else { continue };
@@ -123,7 +128,8 @@ impl<T: Element> Call<'_, T> {
             });
             let [first, middle, last] = rows.each_ref().map(|keys| keys.len() as f64);
             let in_intervals = sequence.q_len as f64 * (first + 2.0 * middle + last) / 4.0;
-            pairs += self.visited_pairs(&sequence).map_or(in_intervals, |visited| visited.min(in_intervals));
+            pairs +=
+                self.pairs_in_blocks(&sequence).map_or(in_intervals, |visited| visited.min(in_intervals));
             let some = || rows.iter().filter(|keys| !keys.is_empty());
             let [start, end] = [some().map(|keys| keys.start).min(), some().map(|keys| keys.end).max()];
             keys += (end.unwrap_or(0) - start.unwrap_or(0)) as f64;
@@ -133,12 +139,20 @@ impl<T: Element> Call<'_, T> {
     }
 
     /// Pairs in the blocks that a sequence's queries visit, of the mean head; `None` without a block mask.
-    fn visited_pairs(&self, sequence: &Sequence) -> Option<f64> {
+    fn pairs_in_blocks(&self, sequence: &Sequence) -> Option<f64> {
         let blocks = self.mask.blocks?;
         let queries = sequence.q_start..sequence.q_start.saturating_add(sequence.q_len as i64);
         let of_head = |head| blocks.pairs(sequence.index, head, queries.clone());
         Some((0..blocks.heads()).map(of_head).sum::<f64>() / blocks.heads().max(1) as f64)
     }
+}
+
+/// Pairs of a query and a key in the blocks that a call's queries visit, all heads and sequences together; 0 without a block
+/// mask.
+pub(crate) fn visited_pairs<T: Element>(call: &Call<'_, T>) -> f64 {
+    let (counted, times) = call.sequences_that_differ();
+    let pairs = |index| call.pairs_in_blocks(&call.sequences.get(index)).unwrap_or(0.0);
+    (0..counted).map(pairs).sum::<f64>() * times as f64 * call.problem.q_heads as f64
 }
 
 fn check_limit(
@@ -183,14 +197,8 @@ fn check_operands<Q: Element, T: Element>(
 /// The mask with its dense part stretched, all its lists checked.
 pub(crate) fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<'a>, AttentionError> {
     mask.check_repeated()?;
+    check_last_n(mask)?;
     let mut mask = *mask;
-    if mask.last_n == Some(0) {
-        return Err(AttentionError::Value {
-            operand: "mask.last_n_keys",
-            expected: "at least 1 key",
-            got: "0".to_owned(),
-        });
-    }
     if let Some(bounds) = mask.documents
         && !bounds.is_sorted()
     {
@@ -208,6 +216,15 @@ pub(crate) fn check_mask<'a>(mask: &Mask<'a>, shape: [usize; 4]) -> Result<Mask<
         mask.allowed = Some(allowed.broadcast("mask.allowed", shape)?);
     }
     Ok(mask)
+}
+
+/// Refuses a window of no keys.
+pub(crate) fn check_last_n(mask: &Mask<'_>) -> Result<(), AttentionError> {
+    if mask.last_n != Some(0) {
+        return Ok(());
+    }
+    let (operand, expected) = ("mask.last_n_keys", "at least 1 key");
+    Err(AttentionError::Value { operand, expected, got: "0".to_owned() })
 }
 
 /// The factor of the scores where none is given.

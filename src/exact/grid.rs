@@ -4,22 +4,23 @@
 //! the expensive ones); if units are few and their rows fit one block, the keys are cut into splits instead, whose
 //! states are kept and merged in key order once all are there.
 //!
-//! Under a block mask, blocks of query rows end where its blocks do, so that they visit few others, and a unit's
-//! expensive ones (rows that see everything, among rows that see little) come first: started last, one of them would
-//! keep a worker busy when the others are done.
+//! Under a block mask, blocks of query rows end where its blocks do, so that they visit few others; where those are too
+//! large, or too few for all workers, each is cut into several. A unit's expensive blocks (rows that see everything, among
+//! rows that see little) come first: started last, one of them would keep a worker busy when the others are done.
 
 use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
 use super::finish::{Targets, finish_row};
 use super::measure::PartSums;
+use super::order::BlockOrder;
 use super::partials::Partials;
-use super::sequence::Sequence;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::parallel::Begun;
 use crate::{parallel, tile};
+use std::ops::Range;
 
 /// How a call is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +31,14 @@ pub(crate) struct Grid {
     /// Query rows of a block, at most.
     pub(crate) block_rows: usize,
     pub(crate) blocks_per_unit: usize,
-    /// Queries to whose multiples, as positions, blocks are aligned.
-    align: Option<usize>,
+    /// Rows after which blocks start afresh: one block, or those of a row of a block mask's blocks.
+    stretch: usize,
+    /// Rows that the first stretch is shorter than the others.
+    lead: usize,
     /// Splits of keys that run side by side; 1 if none do.
     pub(crate) splits: usize,
     pub(crate) workers: usize,
 }
-
-/// Blocks of a unit that are ordered by their work, at most: each task looks at all of them.
-const ORDERED_BLOCKS: usize = 128;
 
 impl Grid {
     pub(crate) fn new<T: Element>(call: &Call<'_, T>, max_workers: usize) -> Self {
@@ -48,52 +48,46 @@ impl Grid {
         let workers = if tile::worth_spreading(call.work) { parallel::workers(max_workers) } else { 1 };
         let splits = problem.max_kv_len.div_ceil(call.order.split);
         let block_rows = tile::block_rows(rows, units, workers, splits);
-        let aligned = call.mask.blocks.filter(|_| block_rows < rows).and_then(|blocks| {
-            let align = blocks.q_block();
-            let block_rows = tile::aligned_rows(block_rows, align.checked_mul(problem.group())?)?;
-            (block_rows < rows).then_some((Some(align), block_rows))
-        });
-        let (align, block_rows) = aligned.unwrap_or((None, block_rows));
-        let blocks_per_unit = rows.div_ceil(block_rows.max(1));
-        let grid = Self { units, rows, block_rows, blocks_per_unit, align, splits, workers };
-        let leads = |index| grid.lead(call, &call.sequences.get(index)) > 0;
-        let leads = align.is_some() && (0..call.sequences.count()).any(leads);
-        let blocks_per_unit = blocks_per_unit + usize::from(leads);
+        let unit = call.mask.blocks.and_then(|blocks| blocks.q_block().checked_mul(problem.group()));
+        let unit = unit.filter(|&unit| block_rows < rows && unit < rows);
+        let [stretch, block_rows] =
+            unit.map_or([block_rows; 2], |unit| tile::aligned_rows(block_rows, rows, unit));
+        let lead = unit.map_or(0, |_| lead(call, stretch));
+        let stretches = rows.saturating_add(lead).div_ceil(stretch.max(1));
+        let blocks_per_unit = stretches * stretch.div_ceil(block_rows.max(1));
         let split = tile::split_keys(units, workers, blocks_per_unit, splits);
         let splits = if split { splits } else { 1 };
         let tasks = units.saturating_mul(blocks_per_unit).saturating_mul(splits);
-        Self { blocks_per_unit, splits, workers: workers.min(tasks.max(1)), ..grid }
+        let workers = workers.min(tasks.max(1));
+        Self { units, rows, block_rows, blocks_per_unit, stretch, lead, splits, workers }
     }
 
-    /// By how many rows a sequence's first block is shorter than the others.
-    fn lead<T: Element>(&self, call: &Call<'_, T>, sequence: &Sequence) -> usize {
-        let align = self.align.and_then(|align| i64::try_from(align).ok());
-        let queries = align.map_or(0, |align| sequence.q_start.rem_euclid(align) as usize);
-        queries * call.problem.group() % self.block_rows.max(1)
+    /// Blocks of a stretch.
+    fn parts(&self) -> usize {
+        self.stretch.div_ceil(self.block_rows.max(1)).max(1)
     }
 
-    /// Which block of a unit comes `index`-th: late ones first, but before them those of more than twice the mean work, as
-    /// far as the block mask says.
-    fn nth_block<T: Element>(&self, call: &Call<'_, T>, unit: usize, index: usize) -> usize {
-        let count = self.blocks_per_unit;
-        let orders = self.workers > 1 && count <= ORDERED_BLOCKS;
-        let Some(mask) = call.mask.blocks.filter(|_| orders) else { return count - 1 - index };
-        let group = call.problem.group();
-        let pairs = |index: usize| {
-            let Block { sequence, kv_head, rows, .. } = self.block(call, unit, index, None);
-            let position = |row: usize| sequence.q_start.saturating_add((row / group) as i64);
-            mask.pairs(sequence.index, kv_head * group, position(rows.start)..position(rows.end))
+    /// The rows of a unit's block, of so many.
+    pub(crate) fn rows_of(&self, block: usize, rows: usize) -> Range<usize> {
+        let parts = self.parts();
+        let bound = |stretch: usize, part: usize| {
+            let at = stretch * self.stretch + (part * self.block_rows).min(self.stretch);
+            at.saturating_sub(self.lead).min(rows)
         };
-        let mean = (0..count).map(pairs).sum::<f64>() / count as f64;
-        let is_heavy = |&index: &usize| pairs(index) > 2.0 * mean;
-        let heavy = (0..count).rev().filter(is_heavy);
-        let light = (0..count).rev().filter(|index| !is_heavy(index));
-        heavy.chain(light).nth(index).unwrap_or(index)
+        let (stretch, part) = (block / parts, block % parts);
+        bound(stretch, part)..bound(stretch, part + 1)
     }
 
-    /// The task that a unit's block is, late blocks first, where there is no block mask.
-    pub(crate) fn task(&self, unit: usize, index: usize) -> usize {
-        unit * self.blocks_per_unit + (self.blocks_per_unit - 1 - index)
+    /// The block that a row of a unit is in.
+    pub(crate) fn block_of(&self, row: usize) -> usize {
+        let (stretch, row) =
+            ((row + self.lead) / self.stretch.max(1), (row + self.lead) % self.stretch.max(1));
+        stretch * self.parts() + row / self.block_rows.max(1)
+    }
+
+    /// The task that a unit's block is, where keys are not split or all splits are merged.
+    pub(crate) fn task(&self, unit: usize, block: usize, order: &BlockOrder) -> usize {
+        unit * self.blocks_per_unit + order.place(block, self.blocks_per_unit)
     }
 
     /// The block of a task; empty where a ragged batch has a shorter sequence.
@@ -106,21 +100,21 @@ impl Grid {
     ) -> Block {
         let kv_heads = call.problem.kv_heads;
         let sequence = call.sequences.get(unit / kv_heads);
-        let rows = sequence.q_len * call.problem.group();
-        let lead = self.lead(call, &sequence);
-        let bound = |index: usize| (index * self.block_rows).saturating_sub(lead).min(rows);
+        let rows = self.rows_of(index, sequence.q_len * call.problem.group());
         let keys = match split {
             None => 0..sequence.kv_len,
             Some(split) => split * call.order.split..sequence.kv_len.min((split + 1) * call.order.split),
         };
-        Block {
-            sequence,
-            kv_head: unit % kv_heads,
-            rows: bound(index)..bound(index + 1),
-            keys,
-            shares_keys: self.blocks_per_unit > 1,
-        }
+        Block { sequence, kv_head: unit % kv_heads, rows, keys, shares_keys: self.blocks_per_unit > 1 }
     }
+}
+
+/// By how many rows the first stretch is shorter, so that others begin with a block mask's rows of blocks: those of the
+/// first sequence. In a batch whose sequences stand elsewhere, theirs may be cut in the middle, which costs a few visits.
+fn lead<T: Element>(call: &Call<'_, T>, stretch: usize) -> usize {
+    let group = call.problem.group().max(1);
+    let start = if call.sequences.count() > 0 { call.sequences.get(0).q_start } else { 0 };
+    i64::try_from(stretch / group).map_or(0, |queries| start.rem_euclid(queries.max(1)) as usize * group)
 }
 
 /// Runs a checked call; returns which tasks were begun: if it was stopped, not all. Each worker has a scratch of its own,
@@ -132,7 +126,7 @@ pub(crate) fn run<T: Element>(
     targets: &Targets<'_>,
     workspace: WorkspaceParts<'_>,
 ) -> Begun {
-    let WorkspaceParts { workers: scratches, partials } = workspace;
+    let WorkspaceParts { workers: scratches, partials, order } = workspace;
     if grid.splits > 1
         && let Some(partials) =
             Partials::new(partials, [grid.units, grid.splits, grid.block_rows], scratches[0].acc_stride)
@@ -142,7 +136,7 @@ pub(crate) fn run<T: Element>(
     let per_unit = grid.blocks_per_unit;
     parallel::for_each_task_until(grid.units * per_unit, scratches, &|task, scratch: &mut Scratch| {
         let unit = task / per_unit;
-        let block = grid.block(call, unit, grid.nth_block(call, unit, task % per_unit), None);
+        let block = grid.block(call, unit, order.block(task % per_unit, per_unit), None);
         engine.dispatch(BlockKernel {
             call,
             block: &block,

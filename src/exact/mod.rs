@@ -26,6 +26,7 @@
 //! | `tier.rs` | what this order and that of bf16 dot products differ in |
 //! | `fma.rs`, `bf16_dot.rs` | the two |
 //! | `grid.rs` | blocks out of a call, tasks out of blocks, splits merged |
+//! | `order.rs` | which of a unit's blocks come first |
 //! | `partials.rs` | states of splits that run side by side |
 //! | `finish.rs` | sinks, division, stores, LSE |
 //! | `measure.rs` | sums for metrics, beside those above |
@@ -46,6 +47,7 @@ pub(crate) mod fma;
 pub(crate) mod grid;
 pub(crate) mod group;
 pub(crate) mod measure;
+pub(crate) mod order;
 #[allow(unsafe_code, reason = "rows written by tasks")]
 pub(crate) mod partials;
 pub(crate) mod peaks;

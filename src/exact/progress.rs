@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::grid::Grid;
+use super::order::BlockOrder;
 use super::workspace::Scratch;
 use crate::element::Element;
 use crate::parallel::Begun;
@@ -32,32 +33,42 @@ impl Blocks {
         Self { grid: *grid, kv_heads: call.problem.kv_heads, group: call.problem.group(), begun }
     }
 
-    /// Whether the row `[sequence, q_head, query]` is complete; `workers` are those of the workspace.
-    pub(crate) fn has(&self, [sequence, q_head, query]: [usize; 3], workers: &[Scratch]) -> bool {
-        let Grid { units, rows, block_rows, .. } = self.grid;
+    /// Whether the row `[sequence, q_head, query]` is complete; workers and order are those of the workspace.
+    pub(crate) fn has(
+        &self,
+        [sequence, q_head, query]: [usize; 3],
+        workers: &[Scratch],
+        order: &BlockOrder,
+    ) -> bool {
+        let Grid { units, rows, .. } = self.grid;
         let unit = sequence.saturating_mul(self.kv_heads).saturating_add(q_head / self.group.max(1));
         let row = query.saturating_mul(self.group).saturating_add(q_head % self.group.max(1));
         q_head < self.kv_heads * self.group && unit < units && row < rows && {
-            self.has_block(unit, row / block_rows.max(1), workers)
+            self.has_block(unit, self.grid.block_of(row), workers, order)
         }
     }
 
     /// Rows that are complete.
-    pub(crate) fn count<T: Element>(&self, call: &Call<'_, T>, workers: &[Scratch]) -> usize {
-        let Grid { units, block_rows, blocks_per_unit, .. } = self.grid;
-        let rows_of = |unit: usize, index: usize| {
+    pub(crate) fn count<T: Element>(
+        &self,
+        call: &Call<'_, T>,
+        workers: &[Scratch],
+        order: &BlockOrder,
+    ) -> usize {
+        let Grid { units, blocks_per_unit, .. } = self.grid;
+        let rows_of = |unit: usize, block: usize| {
             let rows = call.sequences.get(unit / self.kv_heads).q_len * self.group;
-            rows.saturating_sub(index * block_rows).min(block_rows)
+            self.grid.rows_of(block, rows).len()
         };
-        let blocks = (0..units).flat_map(|unit| (0..blocks_per_unit).map(move |index| (unit, index)));
+        let blocks = (0..units).flat_map(|unit| (0..blocks_per_unit).map(move |block| (unit, block)));
         blocks
-            .filter(|&(unit, index)| self.has_block(unit, index, workers))
-            .map(|(unit, index)| rows_of(unit, index))
+            .filter(|&(unit, block)| self.has_block(unit, block, workers, order))
+            .map(|(unit, block)| rows_of(unit, block))
             .sum()
     }
 
-    fn has_block(&self, unit: usize, index: usize, workers: &[Scratch]) -> bool {
-        let task = self.grid.task(unit, index);
+    fn has_block(&self, unit: usize, block: usize, workers: &[Scratch], order: &BlockOrder) -> bool {
+        let task = self.grid.task(unit, block, order);
         let workers = &workers[..self.grid.workers.min(workers.len())];
         self.begun.has(task) && workers.iter().all(|worker| worker.stopped_in != Some(task))
     }

@@ -3,6 +3,7 @@
 use super::bf16_dot::{Pair, pairs};
 use super::block::BlockRow;
 use super::measure::RowSums;
+use super::order::BlockOrder;
 use super::peaks::PeakBuffer;
 use super::tier::Engine;
 use crate::error::AttentionError;
@@ -266,4 +267,6 @@ pub(crate) struct WorkspaceParts<'a> {
     pub(crate) workers: &'a mut [Scratch],
     /// Room for the states of splits.
     pub(crate) partials: &'a mut [f32],
+    /// Of the call's blocks.
+    pub(crate) order: &'a BlockOrder,
 }

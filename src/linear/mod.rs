@@ -49,7 +49,7 @@
 //! | `plan.rs`, `inputs.rs` | sizes and choices, operands, calls, what is shared out |
 //! | `unit.rs` | one head's keys and queries, block by block |
 //! | `rows.rs` | rows of a block |
-//! | `features.rs`, `projection.rs`, `random.rs` | maps |
+//! | `features.rs`, `projection.rs` | maps |
 //! | `products.rs` | the crate's register tiles, as functions |
 //! | `gauge.rs` | what exponential features are relative to |
 //! | `state.rs` | what is kept of keys and values |
@@ -62,7 +62,6 @@ mod inputs;
 mod plan;
 mod products;
 mod projection;
-mod random;
 mod rows;
 mod state;
 mod unit;

@@ -1,7 +1,7 @@
 //! [`Projection`]: the random directions of a feature map.
 
-use super::random::Normals;
 use crate::error::{AttentionError, check_size};
+use crate::random::Normals;
 
 /// How long the rows of an orthogonal [`Projection`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

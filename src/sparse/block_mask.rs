@@ -1,9 +1,11 @@
 //! Layouts dealt to heads: what a mask refers to.
 
 use super::layout::{BlockLayout, RowRuns};
+use super::memory::{no_memory, reserved};
 use crate::error::AttentionError;
 use crate::mask::{Span, TileBits};
 use crate::view::MASK_AXES;
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Which blocks of keys each block of queries visits, for every sequence and query head; part of a mask by
@@ -75,12 +77,13 @@ impl From<BlockLayout> for BlockMask {
 
 impl BlockMask {
     /// Layouts dealt to sequences and heads: sequence `s` and query head `h` have layout `table[s * heads + h]`, with
-    /// `shape` = `[sequences, heads]`, either of which may be 1 to serve all. Heads that share a layout share its
-    /// memory, and those of a KV head should: its query heads are worked on together, and visit what any of them does.
+    /// `shape` = `[sequences, heads]`, either of which may be 1 to serve all. Of equal layouts only the first is kept, so
+    /// heads of equal layouts share its memory, and those of a KV head should: its query heads are worked on together, and
+    /// visit what any of them does.
     ///
     /// # Errors
     /// There is no layout, the layouts' block sizes differ, the table has another size than `shape` says, or an entry that is
-    /// no layout.
+    /// no layout; or memory cannot be had.
     pub fn new(
         layouts: Vec<BlockLayout>,
         shape: [usize; 2],
@@ -105,6 +108,7 @@ impl BlockMask {
             let got = format!("{} at entry {at}, with {} layouts", table[at], layouts.len());
             return Err(value("table entries below the number of layouts", got));
         }
+        let (layouts, table) = interned(layouts, table)?;
         Ok(Self { layouts, shape, table })
     }
 
@@ -116,7 +120,7 @@ impl BlockMask {
         Self::new(layouts, [1, heads.len()], heads)
     }
 
-    /// The layouts.
+    /// The layouts, no two of them equal.
     pub fn layouts(&self) -> &[BlockLayout] {
         &self.layouts
     }
@@ -209,22 +213,36 @@ impl BlockMask {
         self.layouts[row.layout as usize].tile_bits(row.runs, inner, tile_start)
     }
 
-    /// Keys in the blocks of some queries of a head, counted once for each query.
+    /// Keys in the blocks of some queries of a head, counted once for each query. Takes O(1).
     pub(crate) fn pairs(&self, sequence: usize, q_head: usize, queries: Range<i64>) -> f64 {
         let Some(layout) = self.layout(sequence, q_head) else { return 0.0 };
-        let position = |pos: i64| usize::try_from(pos.max(0)).unwrap_or(usize::MAX).min(layout.grid.q_len);
-        let (start, end) = (position(queries.start), position(queries.end));
-        let rows = start / layout.grid.q_block..end.div_ceil(layout.grid.q_block);
-        let pairs_of = |row: usize| {
-            let block = layout.grid.queries(row);
-            let queries = block.end.min(end).saturating_sub(block.start.max(start));
-            queries as f64 * layout.rows[row].keys as f64
-        };
-        rows.map(pairs_of).sum()
+        let before = |pos: i64| layout.pairs_before(usize::try_from(pos.max(0)).unwrap_or(usize::MAX));
+        before(queries.end) - before(queries.start)
     }
 
     /// Heads that the table tells apart.
     pub(crate) fn heads(&self) -> usize {
         self.shape[1]
     }
+}
+
+/// Layouts without those that equal an earlier one, and the table of what is left.
+fn interned(
+    layouts: Vec<BlockLayout>,
+    mut table: Vec<usize>,
+) -> Result<(Vec<BlockLayout>, Vec<usize>), AttentionError> {
+    let mut kept: HashMap<&BlockLayout, usize> = HashMap::new();
+    kept.try_reserve(layouts.len()).map_err(|_| no_memory::<(&BlockLayout, usize)>(layouts.len()))?;
+    // Where each layout ends up, and whether it is the first of its kind.
+    let mut places = reserved(layouts.len())?;
+    for layout in &layouts {
+        let next = kept.len();
+        let place = *kept.entry(layout).or_insert(next);
+        places.push((place, place == next));
+    }
+    let mut left = layouts;
+    let mut is_first = places.iter().map(|&(_, is_first)| is_first);
+    left.retain(|_| is_first.next().unwrap_or(true));
+    table.iter_mut().for_each(|layout| *layout = places[*layout].0);
+    Ok((left, table))
 }

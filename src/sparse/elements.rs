@@ -1,7 +1,10 @@
 //! Layouts from what each query may attend: blocks found full, partial or empty.
 
-use super::layout::{BlockGrid, BlockLayout, LayoutBuilder, reserved};
+use super::builder::LayoutBuilder;
+use super::layout::{BlockGrid, BlockLayout};
+use super::memory::{filled, push, reserved};
 use crate::error::AttentionError;
+use crate::exact::call::check_last_n;
 use crate::mask::Mask;
 use std::ops::Range;
 
@@ -24,7 +27,7 @@ impl BlockLayout {
                         words[index / 64] |= u64::from(allows(query, key)) << (index % 64);
                     }
                 }
-                builder.block(column, &mut bits);
+                builder.block(column, &mut bits)?;
             }
             builder.end_row();
         }
@@ -43,7 +46,8 @@ impl BlockLayout {
         let mut builder = LayoutBuilder::new(grid)?;
         let mut bits = block_of_bits(&grid)?;
         // The ranges of a row's queries, and where each query's end.
-        let (mut all, mut ends, mut own) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut all, mut own) = (Vec::new(), Vec::new());
+        let mut ends = reserved(grid.pattern_rows())?;
         // How many queries more begin to, or cease to, attend all keys of a column; which columns only some touch.
         let mut covers: Vec<i64> = reserved(grid.columns() + 1)?;
         let mut touches: Vec<bool> = reserved(grid.columns())?;
@@ -58,8 +62,8 @@ impl BlockLayout {
                 own.clear();
                 ranges(query, &mut own);
                 let first = all.len();
-                union_into(&mut all, &mut own, grid.kv_len);
-                ends.push(all.len());
+                union_into(&mut all, &mut own, grid.kv_len)?;
+                ends.push(all.len()); // there is room
                 for range in &all[first..] {
                     note_columns(&grid, range, &mut covers, &mut touches);
                 }
@@ -68,10 +72,10 @@ impl BlockLayout {
             for column in 0..grid.columns() {
                 covering += covers[column];
                 if covering == grid.queries(row).len() as i64 {
-                    builder.full(column);
+                    builder.full(column)?;
                 } else if covering > 0 || touches[column] {
                     set_block(&grid, column, &all, &ends, &mut bits);
-                    builder.block(column, &mut bits);
+                    builder.block(column, &mut bits)?;
                 }
             }
             builder.end_row();
@@ -83,10 +87,11 @@ impl BlockLayout {
     /// of a query at its position. Takes O(1) for each query besides the blocks it finds, never `q_len * kv_len`.
     ///
     /// # Errors
-    /// As [`BlockLayout::from_fn`]; or the mask has parts that go by sequence or by the query's index (several key lengths
+    /// As [`BlockLayout::from_fn`]; the mask has a part that a call refuses; or it has parts that go by sequence or by the query's index (several key lengths
     /// or prefixes, interval lists, a dense mask) or blocks already.
     pub fn from_mask(grid: BlockGrid, mask: &Mask<'_>) -> Result<Self, AttentionError> {
         mask.check_repeated()?;
+        check_last_n(mask)?;
         let lists = [mask.prefix, mask.kv_lens];
         let several = lists.iter().flatten().any(|list| list.len() != 1);
         if mask.has_bits() || several || mask.documents.is_some_and(|bounds| !bounds.is_sorted()) {
@@ -105,16 +110,16 @@ impl BlockLayout {
 
 /// Bits of a block, none set.
 fn block_of_bits(grid: &BlockGrid) -> Result<Vec<u64>, AttentionError> {
-    grid.check()?;
     let overflow = AttentionError::SizeOverflow { operand: "block layout" };
-    let len = grid.q_block.checked_mul(grid.words()).ok_or(overflow)?;
-    let mut bits = reserved(len)?;
-    bits.resize(len, 0);
-    Ok(bits)
+    filled(grid.pattern_rows().checked_mul(grid.words()).ok_or(overflow)?, 0)
 }
 
 /// Adds the union of some ranges as sorted, disjoint ones that are not empty.
-fn union_into(all: &mut Vec<Range<usize>>, own: &mut [Range<usize>], kv_len: usize) {
+fn union_into(
+    all: &mut Vec<Range<usize>>,
+    own: &mut [Range<usize>],
+    kv_len: usize,
+) -> Result<(), AttentionError> {
     let first = all.len();
     own.sort_unstable_by_key(|range| range.start);
     for range in own.iter() {
@@ -122,9 +127,10 @@ fn union_into(all: &mut Vec<Range<usize>>, own: &mut [Range<usize>], kv_len: usi
         match all[first..].last_mut() {
             _ if range.is_empty() => {}
             Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => all.push(range),
+            _ => push(all, range)?,
         }
     }
+    Ok(())
 }
 
 /// Notes which columns a range covers, and which it only touches.

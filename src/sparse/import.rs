@@ -1,7 +1,9 @@
 //! Layouts as other systems store them.
 
 use super::block_mask::BlockMask;
-use super::layout::{BlockGrid, BlockLayout, LayoutBuilder};
+use super::builder::LayoutBuilder;
+use super::layout::{BlockGrid, BlockLayout};
+use super::memory::{collected, reserved};
 use crate::error::{AttentionError, check_size};
 
 impl BlockLayout {
@@ -10,7 +12,8 @@ impl BlockLayout {
     ///
     /// # Errors
     /// `rows` does not have an entry more than there are rows of blocks, or does not ascend from 0 to at most the number of
-    /// columns given; a row's columns do not ascend, repeat one another or lie outside the layout; padding is not -1.
+    /// columns given; a row's columns do not ascend, repeat one another or lie outside the layout; padding is not -1; memory cannot be
+    /// had.
     pub fn from_csr(grid: BlockGrid, rows: &[i32], columns: &[i32]) -> Result<Self, AttentionError> {
         let mut builder = LayoutBuilder::new(grid)?;
         check_size("block_row_indices", "entries", grid.rows() + 1, rows.len())?;
@@ -42,7 +45,7 @@ impl BlockLayout {
     /// From a matrix of blocks, `[rows, columns]`: visited, and full, where it is `true`.
     ///
     /// # Errors
-    /// The matrix has another size, a block size is 0, or there are more than 2^32 blocks.
+    /// The matrix has another size, a block size is 0, there are more than 2^32 blocks, or memory cannot be had.
     pub fn from_dense(grid: BlockGrid, blocks: &[bool]) -> Result<Self, AttentionError> {
         grid.check()?;
         check_size("blocks", "entries", grid.rows() * grid.columns(), blocks.len())?;
@@ -60,7 +63,7 @@ fn push_columns(builder: &mut LayoutBuilder, columns: &[i32], first: usize) -> R
             let got = format!("{entry} at entry {}, row {}, of {count} columns", first + at, builder.row());
             return Err(AttentionError::Value { operand: "block_col_indices", expected, got });
         };
-        builder.full(column);
+        builder.full(column)?;
         next = column + 1;
     }
     builder.end_row();
@@ -92,12 +95,11 @@ impl BlockMask {
         check_size("block_row_indices", "entries", expected, block_row_indices.len())?;
         let most = block_col_indices.len() / num_layout;
         check_size("block_col_indices", "entries", most * num_layout, block_col_indices.len())?;
-        let layouts = (0..num_layout).map(|index| {
-            let rows = &block_row_indices[index * (grid.rows() + 1)..][..grid.rows() + 1];
-            BlockLayout::from_csr(grid, rows, &block_col_indices[index * most..][..most])
-        });
-        let layouts = layouts.collect::<Result<_, _>>()?;
-        Self::per_head(layouts, (0..q_heads).map(|head| head % num_layout).collect())
+        let mut layouts = reserved(num_layout)?;
+        for (index, rows) in block_row_indices.chunks_exact(grid.rows() + 1).enumerate() {
+            layouts.push(BlockLayout::from_csr(grid, rows, &block_col_indices[index * most..][..most])?);
+        }
+        Self::per_head(layouts, collected((0..q_heads).map(|head| head % num_layout))?)
     }
 
     /// From matrices of blocks, `[q_heads, rows, columns]`: see [`BlockLayout::from_dense`].
@@ -110,7 +112,10 @@ impl BlockMask {
         let expected = size.checked_mul(q_heads);
         let expected = expected.ok_or(AttentionError::SizeOverflow { operand: "blocks" })?;
         check_size("blocks", "entries", expected, blocks.len())?;
-        let layouts = (0..q_heads).map(|head| BlockLayout::from_dense(grid, &blocks[head * size..][..size]));
-        Self::per_head(layouts.collect::<Result<_, _>>()?, (0..q_heads).collect())
+        let mut layouts = reserved(q_heads)?;
+        for head in 0..q_heads {
+            layouts.push(BlockLayout::from_dense(grid, &blocks[head * size..][..size])?);
+        }
+        Self::per_head(layouts, collected(0..q_heads)?)
     }
 }

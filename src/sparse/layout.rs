@@ -2,7 +2,6 @@
 
 use crate::error::AttentionError;
 use crate::mask::{Span, TILE, TileBits, set_range, spans_from};
-use std::collections::HashMap;
 
 /// How queries and keys are cut into blocks.
 ///
@@ -57,9 +56,14 @@ impl BlockGrid {
         if queries.is_none() || keys.is_none() || blocks.is_none() { Err(overflow) } else { Ok(()) }
     }
 
-    /// Words of bits for a row of a block.
+    /// Words of bits for a row of a block: of a block that reaches past the end, for the keys there are.
     pub(super) fn words(&self) -> usize {
-        self.kv_block.div_ceil(64)
+        self.kv_block.min(self.kv_len).div_ceil(64).max(1)
+    }
+
+    /// Rows of bits for a block.
+    pub(super) fn pattern_rows(&self) -> usize {
+        self.q_block.min(self.q_len)
     }
 
     /// Queries of a row of blocks.
@@ -91,28 +95,29 @@ pub enum BlockKind {
 /// ```
 ///
 /// Rows of equal runs share them, and equal partial blocks their bits: a causal layout has one block of bits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BlockLayout {
     pub(super) grid: BlockGrid,
     pub(super) rows: Vec<RowRuns>,
     /// Sorted and disjoint within a row.
     pub(super) spans: Vec<Span>,
     /// For each span which pattern it has, [`FULL`] if none.
-    patterns: Vec<u32>,
-    /// Patterns: `q_block` rows of [`BlockGrid::words`] each.
-    bits: Vec<u64>,
-    blocks: usize,
+    pub(super) patterns: Vec<u32>,
+    /// Patterns: [`BlockGrid::pattern_rows`] of [`BlockGrid::words`] each.
+    pub(super) bits: Vec<u64>,
+    pub(super) blocks: usize,
 }
 
 /// A full run's pattern.
-const FULL: u32 = u32::MAX;
+pub(super) const FULL: u32 = u32::MAX;
 
-/// A row's runs, as a range of all, and how many keys they hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A row's runs, as a range of all, how many keys they hold, and those of all rows before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RowRuns {
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) keys: usize,
+    pub(super) keys_before: usize,
 }
 
 impl BlockLayout {
@@ -163,13 +168,37 @@ impl BlockLayout {
         })
     }
 
+    /// Keys in the blocks of the queries below one, counted once for each of them.
+    pub(super) fn pairs_before(&self, query: usize) -> f64 {
+        let query = query.min(self.grid.q_len);
+        // The end of the last row, where it is whole, is a row of its own.
+        let row = (query / self.grid.q_block).min(self.rows.len().saturating_sub(1));
+        let Some(runs) = self.rows.get(row) else { return 0.0 };
+        let inner = query - row * self.grid.q_block;
+        self.grid.q_block as f64 * runs.keys_before as f64 + inner as f64 * runs.keys as f64
+    }
+
     fn bit(&self, pattern: u32, row: usize, key: usize) -> bool {
         self.pattern_row(pattern, row)[key / 64] >> (key % 64) & 1 == 1
     }
 
     fn pattern_row(&self, pattern: u32, row: usize) -> &[u64] {
-        let words = self.grid.words();
-        &self.bits[(pattern as usize * self.grid.q_block + row) * words..][..words]
+        &self.pattern(pattern)[row * self.grid.words()..][..self.grid.words()]
+    }
+
+    pub(super) fn pattern(&self, pattern: u32) -> &[u64] {
+        let len = self.grid.pattern_rows() * self.grid.words();
+        &self.bits[pattern as usize * len..][..len]
+    }
+
+    /// Runs of keys that are stored, equal rows that follow one another counted once.
+    pub fn runs(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Partial blocks whose bits are stored, equal ones counted once.
+    pub fn patterns(&self) -> usize {
+        self.bits.len().checked_div(self.grid.pattern_rows() * self.grid.words()).unwrap_or(0)
     }
 
     /// The keys in the runs `start..end` of those of the tile from `tile_start` on, and whether some are in partial
@@ -235,117 +264,4 @@ fn place(bits: &mut TileBits, words: &[u64], at: isize) {
             word_at(to + 1, word >> (64 - shift));
         }
     }
-}
-
-/// Puts a layout together, block by block in order.
-pub(super) struct LayoutBuilder {
-    layout: BlockLayout,
-    /// Patterns there are.
-    known: HashMap<Box<[u64]>, u32>,
-    /// First span of the row in the making.
-    first: usize,
-    keys: usize,
-}
-
-impl LayoutBuilder {
-    pub(super) fn new(grid: BlockGrid) -> Result<Self, AttentionError> {
-        grid.check()?;
-        let layout = BlockLayout {
-            grid,
-            rows: reserved(grid.rows())?,
-            spans: Vec::new(),
-            patterns: Vec::new(),
-            bits: Vec::new(),
-            blocks: 0,
-        };
-        Ok(Self { layout, known: HashMap::new(), first: 0, keys: 0 })
-    }
-
-    /// Columns there are.
-    pub(super) fn columns(&self) -> usize {
-        self.layout.grid.columns()
-    }
-
-    /// The row that blocks go to.
-    pub(super) fn row(&self) -> usize {
-        self.layout.rows.len()
-    }
-
-    /// A full block of the row, to the right of those before.
-    pub(super) fn full(&mut self, column: usize) {
-        self.push(column, FULL);
-    }
-
-    /// A block by its bits, `q_block` rows of [`BlockGrid::words`]; stored as what it is: full, partial, or not at all.
-    /// Bits of queries and keys past the lengths do not count.
-    pub(super) fn block(&mut self, column: usize, bits: &mut [u64]) {
-        let grid = self.layout.grid;
-        let (queries, keys) = (grid.queries(self.row()).len(), grid.keys(column).len());
-        let mut count = 0;
-        for (row, words) in bits.chunks_exact_mut(grid.words()).enumerate() {
-            for (index, word) in words.iter_mut().enumerate() {
-                let valid = keys.saturating_sub(64 * index).min(64);
-                *word &= if row < queries && valid > 0 { u64::MAX >> (64 - valid) } else { 0 };
-                count += word.count_ones() as usize;
-            }
-        }
-        if count == queries * keys {
-            self.push(column, FULL);
-        } else if count > 0 {
-            let pattern = match self.known.get(&*bits) {
-                Some(&pattern) => pattern,
-                None => {
-                    let pattern = self.known.len() as u32;
-                    self.layout.bits.extend_from_slice(bits);
-                    self.known.insert((&*bits).into(), pattern);
-                    pattern
-                }
-            };
-            self.push(column, pattern);
-        }
-    }
-
-    fn push(&mut self, column: usize, pattern: u32) {
-        let keys = self.layout.grid.keys(column);
-        self.layout.blocks += 1;
-        self.keys += keys.len();
-        let BlockLayout { spans, patterns, .. } = &mut self.layout;
-        let open = spans.len() > self.first && patterns.last() == Some(&FULL) && pattern == FULL;
-        match spans.last_mut() {
-            Some(last) if open && last.end == keys.start => last.end = keys.end,
-            _ => {
-                spans.push(Span { start: keys.start, end: keys.end });
-                patterns.push(pattern);
-            }
-        }
-    }
-
-    /// Ends a row of blocks.
-    pub(super) fn end_row(&mut self) {
-        let BlockLayout { rows, spans, patterns, .. } = &mut self.layout;
-        let mut runs = RowRuns { start: self.first as u32, end: spans.len() as u32, keys: self.keys };
-        if let Some(last) = rows.last() {
-            let before = last.start as usize..last.end as usize;
-            if spans[before.clone()] == spans[self.first..] && patterns[before] == patterns[self.first..] {
-                spans.truncate(self.first);
-                patterns.truncate(self.first);
-                runs = *last;
-            }
-        }
-        rows.push(runs);
-        (self.first, self.keys) = (spans.len(), 0);
-    }
-
-    pub(super) fn finish(self) -> BlockLayout {
-        self.layout
-    }
-}
-
-/// Room for so many, unless there is no such memory.
-pub(super) fn reserved<T>(len: usize) -> Result<Vec<T>, AttentionError> {
-    let mut values = Vec::new();
-    let bytes = len.saturating_mul(size_of::<T>());
-    let error = |_| AttentionError::OutOfMemory { what: "block layout", bytes };
-    values.try_reserve_exact(len).map_err(error)?;
-    Ok(values)
 }

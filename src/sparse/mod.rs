@@ -26,10 +26,12 @@
 //! | [`Lsh`] | hashing: tokens are sorted, and a layout of its own says who meets whom |
 
 mod block_mask;
+mod builder;
 mod elements;
 mod import;
 mod layout;
 mod lsh;
+mod memory;
 mod patterns;
 mod select;
 
@@ -39,11 +41,3 @@ pub use layout::{BlockGrid, BlockKind, BlockLayout};
 pub use lsh::{Lsh, LshOutput, Rotations};
 pub use patterns::BigBird;
 pub use select::{Keep, Selection};
-
-/// splitmix64.
-fn next_random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}

@@ -1,7 +1,8 @@
 //! Fixed patterns of the literature: in blocks where they are defined so, exact to the token where they are not.
 
-use super::layout::{BlockGrid, BlockLayout, LayoutBuilder, reserved};
-use super::next_random;
+use super::builder::LayoutBuilder;
+use super::layout::{BlockGrid, BlockLayout};
+use super::memory::reserved;
 use crate::error::AttentionError;
 use crate::mask::Mask;
 
@@ -38,15 +39,14 @@ impl BlockLayout {
     /// The blocks `(row, column)` that a function chooses, all of them full.
     ///
     /// # Errors
-    /// A block size is 0, or there are more than 2^32 blocks.
+    /// A block size is 0, there are more than 2^32 blocks, or memory cannot be had.
     pub fn from_blocks(
         grid: BlockGrid,
         mut chosen: impl FnMut(usize, usize) -> bool,
     ) -> Result<Self, AttentionError> {
         let mut builder = LayoutBuilder::new(grid)?;
         for row in 0..grid.rows() {
-            (0..grid.columns()).filter(|&column| chosen(row, column)).for_each(|column| builder.full(column));
-            builder.end_row();
+            builder.full_row(grid.columns(), |column| chosen(row, column))?;
         }
         Ok(builder.finish())
     }
@@ -114,8 +114,7 @@ impl BlockLayout {
                 others.swap(drawn, drawn + (next_random(&mut state) % left) as usize);
                 chosen[others[drawn]] = true;
             }
-            (0..n).filter(|&column| chosen[column]).for_each(|column| builder.full(column));
-            builder.end_row();
+            builder.full_row(n, |column| chosen[column])?;
         }
         Ok(builder.finish())
     }
@@ -197,4 +196,12 @@ pub(super) fn check_ascending(
     let (expected, got) =
         ("ascending indices below the number there are", format!("{} {reason}, entry {at}", list[at]));
     Err(AttentionError::Value { operand, expected, got })
+}
+
+/// splitmix64.
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }

@@ -124,6 +124,13 @@ fn masks_that_are_no_intervals() {
     }
 }
 
+/// What a call refuses in a mask, its layout refuses too.
+#[test]
+fn masks_that_calls_refuse() {
+    let expected = value("mask.last_n_keys", "at least 1 key", "0");
+    assert_error(BlockLayout::from_mask(GRID, &Mask::NONE.last_n_keys(0)), &expected);
+}
+
 #[test]
 fn tables() {
     let layout = || BlockLayout::from_blocks(GRID, |_, _| true).expect("a layout");

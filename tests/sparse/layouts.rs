@@ -1,9 +1,9 @@
 //! Layouts from functions, ranges, masks and what other systems store; their densities.
 
-use crate::common::cases::Rng;
+use crate::common::cases::{Ask, Case, Place, Rng, assert_same, levels, run};
 use crate::{GRIDS, assert_layout};
 use lucid_attention::Mask;
-use lucid_attention::sparse::{BlockGrid, BlockLayout, BlockMask};
+use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 
 #[test]
 fn from_a_function() {
@@ -87,6 +87,43 @@ fn from_compressed_rows_and_matrices() {
 }
 
 /// Rows and partial blocks that are equal are stored once, which is what makes layouts of long sequences small.
+#[test]
+fn what_is_equal_is_stored_once() {
+    let grid = BlockGrid::square(1024, 16);
+    let causal = BlockLayout::from_mask(grid, &Mask::causal()).expect("a layout");
+    assert_eq!((causal.blocks(), causal.runs(), causal.patterns()), (64 * 65 / 2, 2 * 64 - 1, 1));
+    let documents = Mask::NONE.documents(&[0, 512, 1024]);
+    let documents = BlockLayout::from_mask(grid, &documents).expect("a layout");
+    assert_eq!((documents.blocks(), documents.runs(), documents.patterns()), (2 * 32 * 32, 2, 0));
+}
+
+/// Layouts shared by heads: those that are equal are one, whoever made them, and the call is that of layouts of their own.
+#[test]
+fn equal_layouts_are_one() {
+    let grid = BlockGrid::square(150, 16);
+    let bigbird = |seed| BlockLayout::bigbird(grid, &BigBird::published(seed)).expect("a layout");
+    let window = || BlockLayout::sliding_window(grid, Some(40), Some(0)).expect("a layout");
+    let own = BlockMask::per_head(vec![window(), bigbird(1), window(), bigbird(1)], vec![3, 0, 1, 2]);
+    let shared = BlockMask::per_head(vec![window(), bigbird(1)], vec![1, 0, 1, 0]).expect("a mask");
+    assert_eq!(own.expect("a mask"), shared);
+    assert_eq!(shared.layouts(), [window(), bigbird(1)]);
+
+    let case = Case { heads: [4, 2], q_len: 150, kv_len: 150, head_dim: 16, v_dim: 16, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    for level in levels() {
+        let of =
+            |blocks: &BlockMask| run(&operands.inputs().mask(Mask::NONE.blocks(blocks)), &Ask::all(level));
+        let all = of(&shared);
+        // Each head beside others that differ.
+        for (head, layout) in [bigbird(1), window(), bigbird(1), window()].into_iter().enumerate() {
+            let table = (0..4).map(|other| usize::from(other == head)).collect();
+            let other = BlockMask::per_head(vec![bigbird(9), layout], table).expect("a mask");
+            let rows = head * 150 * 16..(head + 1) * 150 * 16;
+            assert_same(&of(&other).out[rows.clone()], &all.out[rows], &format!("{level}, head {head}"));
+        }
+    }
+}
+
 #[test]
 fn a_mask_of_several_layouts() {
     let grid = BlockGrid::square(32, 16);

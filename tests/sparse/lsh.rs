@@ -1,19 +1,20 @@
 //! LSH attention against its definition in f64: sets of pairs, and the rounds of the well-known codes.
 
-use crate::common::cases::Rng;
+use crate::common::cases::{Rng, levels};
+use half::{bf16, f16};
 use lucid_attention::sparse::{Lsh, Rotations};
-use lucid_attention::{Mask, View};
+use lucid_attention::{Element, Mask, View};
 
 /// Tokens and values of some heads, `[batch, heads, tokens, dim]`.
-struct Tokens {
-    shape: [usize; 4],
-    v_dim: usize,
-    qk: Vec<f32>,
-    v: Vec<f32>,
+pub(crate) struct Tokens {
+    pub shape: [usize; 4],
+    pub v_dim: usize,
+    pub qk: Vec<f32>,
+    pub v: Vec<f32>,
 }
 
 impl Tokens {
-    fn new(seed: u64, shape @ [batch, heads, tokens, dim]: [usize; 4], v_dim: usize) -> Self {
+    pub(crate) fn new(seed: u64, shape @ [batch, heads, tokens, dim]: [usize; 4], v_dim: usize) -> Self {
         let rng = &mut Rng::new(seed);
         let rows = batch * heads * tokens;
         let qk = (0..rows * dim).map(|_| rng.normal()).collect();
@@ -21,13 +22,20 @@ impl Tokens {
         Self { shape, v_dim, qk, v }
     }
 
-    fn qk(&self) -> View<'_, f32> {
+    pub(crate) fn qk(&self) -> View<'_, f32> {
         View::new(&self.qk, self.shape).expect("tokens")
     }
 
-    fn v(&self) -> View<'_, f32> {
+    pub(crate) fn v(&self) -> View<'_, f32> {
         let [batch, heads, tokens, _] = self.shape;
         View::new(&self.v, [batch, heads, tokens, self.v_dim]).expect("values")
+    }
+
+    /// The same numbers as a type stores them, and the stored ones: tokens and values.
+    fn stored<T: Element>(&self) -> (Self, [Vec<T>; 2]) {
+        let stored = [&self.qk, &self.v].map(|list| list.iter().map(|&x| T::from_f32(x)).collect::<Vec<T>>());
+        let [qk, v] = stored.each_ref().map(|list| list.iter().map(|x| x.to_f32()).collect());
+        (Self { qk, v, ..*self }, stored)
     }
 
     /// One row of either.
@@ -113,29 +121,45 @@ fn definition(
     (0..count).map(of_query).collect()
 }
 
+/// Holds LSH attention against its definition, as every type stores the tokens, on every level.
 fn check(lsh: &Lsh, tokens: &Tokens, mask: Mask<'_>, allows: &dyn Fn(usize, usize) -> bool, what: &str) {
+    check_stored::<f32>(lsh, tokens, mask, allows, what);
+    check_stored::<f16>(lsh, tokens, mask, allows, what);
+    check_stored::<bf16>(lsh, tokens, mask, allows, what);
+}
+
+fn check_stored<T: Element>(
+    lsh: &Lsh,
+    tokens: &Tokens,
+    mask: Mask<'_>,
+    allows: &dyn Fn(usize, usize) -> bool,
+    what: &str,
+) {
+    let (tokens, [qk, v]) = tokens.stored::<T>();
     let [batch, heads, count, dim] = tokens.shape;
     let rotations = Rotations::seeded(3, heads, dim, lsh.rounds, lsh.buckets).expect("rotations");
-    let buckets = rotations.buckets(tokens.qk()).expect("buckets");
-    let got = lsh.attention(tokens.qk(), tokens.v(), &buckets, mask).expect("operands that fit");
+    let qk = View::new(&qk, tokens.shape).expect("tokens");
+    let v = View::new(&v, [batch, heads, count, tokens.v_dim]).expect("values");
     let largest = tokens.v.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
-    for head in 0..batch * heads {
+    let buckets = rotations.buckets(qk).expect("buckets");
+    let of_head = |head: usize| {
         let own = &buckets[head * lsh.rounds * count..][..lsh.rounds * count];
-        let expected = definition(lsh, tokens, head, own, allows);
-        for (token, (out, lse)) in expected.into_iter().enumerate() {
-            let row = head * count + token;
+        definition(lsh, &tokens, head, own, allows)
+    };
+    let expected: Vec<_> = (0..batch * heads).flat_map(of_head).collect();
+    for level in levels() {
+        let lsh = Lsh { level: Some(level), ..*lsh };
+        let got = lsh.attention(qk, v, &buckets, mask).expect("operands that fit");
+        for (row, (out, lse)) in expected.iter().enumerate() {
+            let what = format!("{what}, {level}, {}, head {}, token {}", T::DTYPE, row / count, row % count);
             for (d, out) in out.iter().enumerate() {
                 let error = (f64::from(got.out[row * tokens.v_dim + d]) - out).abs();
-                let close = error <= 1e-5 * f64::from(largest);
-                assert!(close, "{what}, head {head}, token {token}, column {d}: off by {error:e}");
+                assert!(error <= 1e-5 * f64::from(largest), "{what}, column {d}: off by {error:e}");
             }
             // A token that sees only itself has the logit of the definition's mask there, or its own.
-            if lse > -1e4 {
+            if *lse > -1e4 {
                 let error = (f64::from(got.lse[row]) - lse).abs();
-                assert!(
-                    error <= 1e-5 * (1.0 + lse.abs()),
-                    "{what}, head {head}, token {token}: LSE off by {error:e}"
-                );
+                assert!(error <= 1e-5 * (1.0 + lse.abs()), "{what}: LSE off by {error:e}");
             }
         }
     }
@@ -180,7 +204,13 @@ fn masks_on_original_positions() {
     check(&lsh, &tokens, Mask::NONE.kv_lens(&[41]), &|_, k| k < 41, "a key length");
     let dense: Vec<bool> = (0..70 * 70).map(|at| (at / 70 + at % 70) % 3 > 0).collect();
     let allowed = View::new(&dense, [1, 1, 70, 70]).expect("a mask");
-    check(&lsh, &tokens, Mask::NONE.allowed(allowed), &|q, k| dense[q * 70 + k], "a dense mask");
+    let of_dense = |q: usize, k: usize| dense[q * 70 + k];
+    check(&lsh, &tokens, Mask::NONE.allowed(allowed), &of_dense, "a dense mask");
+    let own = Lsh { across_buckets: false, ..lsh };
+    check(&own, &tokens, Mask::NONE.allowed(allowed), &of_dense, "a dense mask, own buckets");
+    let wrapped = Lsh { wrap: true, ..lsh };
+    let both = Mask::causal().allowed(allowed);
+    check(&wrapped, &tokens, both, &|q, k| k <= q && of_dense(q, k), "a dense mask, wrapped");
 }
 
 /// R3: in one chunk every token sees every other, and the first of a causal sequence itself alone.
@@ -190,8 +220,6 @@ fn one_chunk_is_dense() {
     let lsh = Lsh { rounds: 2, buckets: 4, ..Lsh::new(64) };
     let rotations = Rotations::seeded(1, 1, 16, 2, 4).expect("rotations");
     let buckets = rotations.buckets(tokens.qk()).expect("buckets");
-    let got = lsh.attention(tokens.qk(), tokens.v(), &buckets, Mask::causal()).expect("operands that fit");
-    assert_eq!(got.out[..8], tokens.v[..8], "the first token is its own value");
 
     // Keys normalised by hand, own positions removed.
     let mut k = tokens.qk.clone();
@@ -203,8 +231,16 @@ fn one_chunk_is_dense() {
     let inputs = lucid_attention::Inputs::new(tokens.qk(), View::new(&k, tokens.shape).unwrap(), tokens.v());
     let others = View::new(&others, [1, 1, 50, 50]).expect("a mask");
     let dense = lucid_attention::attention(&inputs.scale(1.0).mask(Mask::causal().allowed(others)));
-    for (at, (got, expected)) in got.out.iter().zip(dense.expect("operands that fit")).enumerate() {
-        assert!((got - expected).abs() < 1e-5, "element {at}: {got}, dense {expected}");
+    let dense = dense.expect("operands that fit");
+    // A chunk of just all tokens, and one that would hold many more.
+    for (level, chunk) in levels().into_iter().flat_map(|level| [(level, 50), (level, 64), (level, 1 << 40)])
+    {
+        let lsh = Lsh { level: Some(level), chunk, ..lsh };
+        let got = lsh.attention(tokens.qk(), tokens.v(), &buckets, Mask::causal()).expect("they fit");
+        assert_eq!(got.out[..8], tokens.v[..8], "{level}: the first token is its own value");
+        for (at, (got, expected)) in got.out.iter().zip(&dense).enumerate() {
+            assert!((got - expected).abs() < 1e-5, "{level}, element {at}: {got}, dense {expected}");
+        }
     }
 }
 
@@ -217,9 +253,14 @@ fn buckets_are_the_argmax() {
     for own in [1, heads] {
         let values: Vec<f32> = (0..own * dim * rounds * buckets / 2).map(|_| rng.normal()).collect();
         let rotations = Rotations::import(own, dim, rounds, buckets, &values).expect("rotations");
-        let got = rotations.buckets(tokens.qk()).expect("buckets");
+        let of_level = |level| {
+            let lsh = Lsh { rounds, buckets, level: Some(level), ..Lsh::new(16) };
+            lsh.buckets(&rotations, tokens.qk()).expect("buckets")
+        };
+        let got: Vec<u32> = levels().into_iter().flat_map(of_level).collect();
         let mut ties = 0;
         for (at, &bucket) in got.iter().enumerate() {
+            let at = at % (2 * heads * rounds * 60);
             let [unit, round, token] = [at / 60 / rounds, at / 60 % rounds, at % 60];
             let x = Tokens::row(&tokens.qk, unit * 60 + token, dim);
             let head = if own == 1 { 0 } else { unit % heads };
@@ -233,92 +274,9 @@ fn buckets_are_the_argmax() {
             assert!(gap < 1e-5, "element {at}: bucket {bucket} is {gap:e} below the best");
             ties += usize::from(gap > 0.0);
         }
-        assert!(ties < 3, "{ties} ties among so few tokens");
+        assert!(ties < 3 * levels().len(), "{ties} ties among so few tokens");
     }
     let again = |seed| Rotations::seeded(seed, 1, dim, 1, 64).unwrap().buckets(tokens.qk()).unwrap();
     assert_eq!(again(4), again(4), "the same seed");
     assert_ne!(again(4), again(5), "another seed");
-}
-
-/// R4: later tokens find their planted neighbour (cosines from 0.95 to 1, evenly), half the sequence before, in nearly every
-/// row. (Where all cosines are about 0.95, 98 of 100 do.)
-#[test]
-fn neighbours_meet() {
-    let (count, dim, chunk) = (4096, 64, 64);
-    let mut tokens = Tokens::new(9, [1, 1, count, dim], 1);
-    let rng = &mut Rng::new(10);
-    let (first, second) = tokens.qk.split_at_mut(count / 2 * dim);
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    for (a, b) in first.chunks(dim).zip(second.chunks_mut(dim)) {
-        // What is across of b, as long as the angle's tangent asks for.
-        let cosine = 0.975 + 0.025 * rng.uniform();
-        let along = dot(a, b) / dot(a, a);
-        b.iter_mut().zip(a).for_each(|(b, a)| *b -= along * a);
-        let factor = (dot(a, a) / dot(b, b)).sqrt() * (1.0 - cosine * cosine).sqrt() / cosine;
-        b.iter_mut().zip(a).for_each(|(b, a)| *b = a + factor * *b);
-    }
-    let lsh = Lsh { rounds: 4, buckets: 64, ..Lsh::new(chunk) };
-    let rotations = Rotations::seeded(12, 1, dim, lsh.rounds, lsh.buckets).expect("rotations");
-    let buckets = rotations.buckets(tokens.qk()).expect("buckets");
-    // A value of its own for each neighbour that a token has to find, and a factor that leaves weight to no other.
-    let lsh = Lsh { scale: 1e3, ..lsh };
-    let values: Vec<f32> = (0..count).map(|token| (token % (count / 2)) as f32).collect();
-    let v = View::new(&values, [1, 1, count, 1]).expect("values");
-    let got = lsh.attention(tokens.qk(), v, &buckets, Mask::causal()).expect("operands that fit");
-    let found = (count / 2..count).filter(|&token| (got.out[token] - values[token]).abs() < 0.5).count();
-    assert!(found * 100 >= 99 * (count / 2), "{found} of {} rows find their neighbour", count / 2);
-}
-
-/// R6: ties keep their order, so that a head's result is its own: alone, in another batch, beside others.
-#[test]
-fn a_head_is_its_own() {
-    let tokens = Tokens::new(4, [2, 2, 64, 8], 8);
-    let lsh = Lsh { rounds: 2, buckets: 4, ..Lsh::new(16) };
-    // All tokens in one bucket, or in two.
-    for buckets in [vec![1; 4 * 2 * 64], (0..4 * 2 * 64).map(|at| (at % 2) as u32).collect()] {
-        let run = |tokens: &Tokens, buckets: &[u32]| {
-            lsh.attention(tokens.qk(), tokens.v(), buckets, Mask::causal()).expect("operands that fit")
-        };
-        let all = run(&tokens, &buckets);
-        for head in 0..4 {
-            let rows = |data: &[f32]| data[head * 64 * 8..][..64 * 8].to_vec();
-            let own = Tokens { shape: [1, 1, 64, 8], v_dim: 8, qk: rows(&tokens.qk), v: rows(&tokens.v) };
-            let alone = run(&own, &buckets[head * 128..][..128]);
-            assert_eq!(alone.out, rows(&all.out), "head {head}");
-        }
-    }
-}
-
-#[test]
-fn refused() {
-    let tokens = Tokens::new(4, [1, 2, 20, 8], 8);
-    let lsh = Lsh { rounds: 2, buckets: 4, ..Lsh::new(16) };
-    let run = |lsh: Lsh, buckets: &[u32], mask| lsh.attention(tokens.qk(), tokens.v(), buckets, mask);
-    let message = |lsh, buckets: &[u32]| run(lsh, buckets, Mask::NONE).expect_err("an error").to_string();
-    let zeros = [0; 80];
-    assert_eq!(message(lsh, &zeros[..79]), "buckets: expected elements = 80, got 79");
-    let mut wrong = zeros;
-    wrong[33] = 4;
-    let expected = "buckets: expected numbers below the number of buckets, got 4 at element 33, of 4";
-    assert_eq!(message(lsh, &wrong), expected);
-    assert_eq!(message(Lsh { rounds: 0, ..lsh }, &[]), "rounds: expected at least 1, got 0");
-    assert_eq!(message(Lsh { chunk: 0, ..lsh }, &zeros), "chunk: expected at least 1, got 0");
-    let odd = "buckets: expected an even number, at least 2, got 3";
-    assert_eq!(message(Lsh { buckets: 3, ..lsh }, &zeros), odd);
-    let epsilon = message(Lsh { norm_epsilon: -1.0, ..lsh }, &zeros);
-    assert_eq!(epsilon, "norm_epsilon: expected a number from 0 on, got -1");
-    assert!(run(Lsh { scale: f32::NAN, ..lsh }, &zeros, Mask::NONE).is_err());
-    assert!(run(lsh, &zeros, Mask::NONE.kv_lens(&[21])).is_err());
-    let rotations = |heads, dim, rounds, buckets| Rotations::seeded(1, heads, dim, rounds, buckets);
-    assert_eq!(rotations(1, 8, 2, 3).expect_err("an error").to_string(), odd);
-    for (heads, dim, rounds) in [(0, 8, 2), (1, 0, 2), (1, 8, 0)] {
-        assert!(
-            rotations(heads, dim, rounds, 4).is_err(),
-            "{heads} heads, {dim} dimensions, {rounds} rounds"
-        );
-    }
-    let import = Rotations::import(1, 8, 2, 4, &[0.0; 31]).expect_err("an error").to_string();
-    assert_eq!(import, "rotations: expected elements = 32, got 31");
-    let other = rotations(1, 9, 2, 4).expect("rotations").buckets(tokens.qk()).expect_err("an error");
-    assert_eq!(other.to_string(), "x: expected head_dim = 9, got 8");
 }

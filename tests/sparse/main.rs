@@ -1,4 +1,22 @@
-//! Block masks: layouts against the definitions of their patterns, calls against dense ones with the same pairs.
+//! Block masks: layouts against the definitions of their patterns, calls against dense ones with the same pairs; LSH
+//! attention against sets of pairs.
+//!
+//! Goals that are times are held by the bench `sparse`, which is run by hand; what they rest on (which blocks are visited,
+//! how work is dealt out, what a layout asks) is counted here.
+//!
+//! | law | where |
+//! |---|---|
+//! | G1 within 1e-5 of the f64 reference: patterns, ragged lengths, grouped heads, empty rows, types, levels | `exactness` (`close_to_the_reference`); bit for bit against dense calls, the rest of it |
+//! | G2 layouts of everything cost what the dense call does | `exactness` (`layouts_of_everything_are_nothing_special`), `work` (`everything_is_dealt_out_as_a_dense_call`); bench `sparse`, `full`, `causal_full` |
+//! | G3 time falls with density | `work` (`what_is_visited_is_the_density`); bench `sparse`, windows and `bigbird` |
+//! | G4 scattered columns cost what adjacent ones do | `work` (`scattered_columns_are_as_many`); bench `sparse`, `columns_random`, `columns_contiguous` |
+//! | G5 layouts of intervals take O(1) for each query | `work` (`intervals_are_asked_for_once`); bench `sparse`, `build` |
+//! | R1 imported rotations give the reference codes' buckets, permutation and outputs | `lsh` (`buckets_are_the_argmax`, `pairs_and_rounds`), `src/sparse/lsh/order.rs` |
+//! | R2 the clean form is attention to a set of pairs | `lsh` (`pairs_and_rounds`, `masks_on_original_positions`) |
+//! | R3 one chunk is dense attention; a first row sees itself | `lsh` (`one_chunk_is_dense`) |
+//! | R4 near duplicates meet | `lsh_calls` (`neighbours_meet`) |
+//! | R5 a query visits two chunks a round, whatever the length | `lsh_calls` (`queries_visit_few`); bench `sparse`, `lsh` |
+//! | R6 ties keep their order; batches and threads do not show | `lsh_calls` (`a_head_is_its_own`, `any_number_of_threads`) |
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -7,8 +25,10 @@ mod errors;
 mod exactness;
 mod layouts;
 mod lsh;
+mod lsh_calls;
 mod patterns;
 mod selection;
+mod work;
 
 use lucid_attention::AttentionError;
 use lucid_attention::sparse::{BlockGrid, BlockKind, BlockLayout};

@@ -1,7 +1,8 @@
 //! Blocks selected by content, against the formula in f64.
 
-use crate::common::cases::{Case, Operands, Place};
-use lucid_attention::sparse::{BlockGrid, Keep, Selection};
+use crate::common::cases::{Case, Operands, Place, slice};
+use lucid_attention::sparse::{BlockGrid, BlockMask, Keep, Selection};
+use lucid_attention::{QueryStart, View};
 
 const LENGTHS: [usize; 2] = [70, 100];
 
@@ -118,4 +119,85 @@ fn rows_that_are_not_finite_keep_all() {
     let mask = selection.select(grid(), operands.q.view(), operands.k.view()).expect("a mask");
     let of_row = |row: usize| mask.layouts()[0].iter().filter(|block| block.0 == row).count();
     assert_eq!([of_row(0), of_row(1), of_row(2)], [2, grid().columns(), 2]);
+}
+
+fn column(data: &[f32]) -> View<'_, f32> {
+    View::new(data, [1, 1, 64, 1]).expect("a column")
+}
+
+/// Scores of -inf are never chosen, however many blocks are asked for; sinks and the diagonal stay.
+#[test]
+fn minus_infinity_is_not_chosen() {
+    // One dimension: the score is -inf where the query is positive and a key of the block is -inf.
+    let q = vec![1.0f32; 64];
+    let k: Vec<f32> =
+        (0..64).map(|key| if key / 8 % 2 == 0 { f32::NEG_INFINITY } else { key as f32 }).collect();
+    let none = vec![f32::NEG_INFINITY; 64];
+    let grid = BlockGrid::square(64, 8);
+    let columns = |selection: Selection, keys: &[f32]| -> Vec<Vec<usize>> {
+        let mask = selection.select(grid, column(&q), column(keys)).expect("a mask");
+        let row =
+            |row| mask.layouts()[0].iter().filter(|block| block.0 == row).map(|block| block.1).collect();
+        (0..8).map(row).collect()
+    };
+    for keep in [Keep::TopK(100), Keep::Mass(1.0)] {
+        let all = columns(Selection::new(keep), &k);
+        let odd = |columns: &Vec<usize>| columns.iter().all(|column| column % 2 == 1);
+        assert!(all.iter().all(odd) && all[0].contains(&7), "{keep:?}: {all:?}");
+        if keep == Keep::TopK(100) {
+            assert!(all.iter().all(|columns| columns == &[1, 3, 5, 7]), "{all:?}");
+        }
+        assert!(columns(Selection::new(keep), &none).iter().all(Vec::is_empty), "{keep:?}: no score at all");
+        let kept = Selection { sink_blocks: 1, local_blocks: 1, causal: true, ..Selection::new(keep) };
+        let kept = columns(kept, &none);
+        assert!((1..8).all(|row| kept[row] == [0, row]), "{keep:?}: sinks and the diagonal, {kept:?}");
+    }
+}
+
+/// The tokens decoded after a prompt choose what the prompt's own call would have let them choose.
+#[test]
+fn queries_from_a_position_on() {
+    let len = 96;
+    let case =
+        Case { batch: 2, heads: [4, 2], q_len: len, kv_len: len, head_dim: 12, seed: 6, ..Case::default() };
+    let operands: Operands<f32, f32> = case.operands(Place::Heap);
+    let grid = BlockGrid::square(len, 16);
+    let selection = Selection { causal: true, local_blocks: 1, ..Selection::new(Keep::TopK(2)) };
+    let all = selection.select(grid, operands.q.view(), operands.k.view()).expect("a mask");
+    let blocks = |mask: &BlockMask, head: [usize; 2]| -> Vec<(usize, usize)> {
+        let layout = mask.layout(head[0], head[1]).expect("a layout for each head");
+        layout.iter().map(|(row, column, _)| (row, column)).collect()
+    };
+    let part = |queries: std::ops::Range<usize>, start| {
+        let q = slice(&operands.q, queries);
+        selection.select_at(grid, q, operands.k.view(), start).expect("a mask")
+    };
+    // Whole rows of blocks choose the same.
+    let rows = part(32..96, QueryStart::BottomRight);
+    let starts = part(32..96, QueryStart::PerSequence(&[32, 32]));
+    for head in (0..2).flat_map(|batch| (0..4).map(move |head| [batch, head])) {
+        let expected: Vec<_> = blocks(&all, head).into_iter().filter(|block| block.0 >= 2).collect();
+        assert_eq!(blocks(&rows, head), expected, "{head:?}");
+        assert_eq!(blocks(&starts, head), expected, "{head:?}");
+    }
+    // A token chooses for itself, by its own score alone; it is in no other row, and sees no later block.
+    let one = part(50..51, QueryStart::At(50));
+    let alone = Selection { per_kv_head: true, ..selection };
+    let grid_of_one = BlockGrid { q_len: 51, ..grid };
+    let q = slice(&operands.q, 50..51);
+    let shorter = alone.select_at(grid_of_one, q, operands.k.view(), QueryStart::At(50)).expect("a mask");
+    for head in (0..2).flat_map(|batch| (0..4).map(move |head| [batch, head])) {
+        let own = blocks(&one, head);
+        assert!(own.iter().all(|&(row, column)| row == 3 && column <= 3), "{head:?}: {own:?}");
+        assert!(own.contains(&(3, 3)) && (2..=3).contains(&own.len()), "{head:?}: {own:?}");
+        assert_eq!(own, blocks(&shorter, head), "{head:?}: a grid that ends with the token");
+    }
+    let refused = |start| {
+        let q = slice(&operands.q, 32..96);
+        selection.select_at(grid, q, operands.k.view(), start).expect_err("an error").to_string()
+    };
+    let expected = "q_start: expected queries at positions of the grid, got";
+    assert_eq!(refused(QueryStart::At(33)), format!("{expected} 33..97 of 96, sequence 0"));
+    assert_eq!(refused(QueryStart::PerSequence(&[0, -1])), format!("{expected} -1..63 of 96, sequence 1"));
+    assert_eq!(refused(QueryStart::PerSequence(&[0])), "q_start: expected entries = 2, got 1");
 }

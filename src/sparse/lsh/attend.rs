@@ -1,20 +1,23 @@
 //! Gather, attend, bring back, merge.
 
-use super::super::block_mask::BlockMask;
-use super::super::layout::reserved;
+use super::super::memory::{filled, reserved};
 use super::Lsh;
 use super::hash::size;
-use super::order::{NONE, Order};
-use super::visit::{HeadMask, layout};
+use super::order::{NONE, Orders};
+use super::spread::{parts, piece, workers};
+use super::visit::Visits;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::Inputs;
+use crate::isa::Level;
 use crate::mask::Mask;
-use crate::merge::merge;
+use crate::merge::merge_on;
 use crate::outputs::Outputs;
-use crate::plan::Plan;
+use crate::parallel::{for_each_part, for_each_part_with};
+use crate::plan::{Plan, PlanOptions};
 use crate::problem::Problem;
 use crate::view::{View, ViewMut};
+use std::ops::Range;
 
 /// What LSH attention returns, in `f32`.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +34,8 @@ impl Lsh {
     /// else's. A token sees itself only where it sees nothing else.
     ///
     /// The mask goes by the tokens' own positions, which count from 0; it may have any part but a block mask. Deterministic:
-    /// a head's result depends on its tokens and buckets only. Allocates; runs on the current rayon pool, but for sorting
-    /// and gathering.
+    /// a head's result depends on its tokens and buckets only, bit for bit. Allocates; all of it runs on the current rayon
+    /// pool.
     ///
     /// # Errors
     /// The operands do not fit one another, a bucket is out of range, there is no round or chunk or bucket, the scale or the
@@ -60,68 +63,76 @@ impl Lsh {
         if units == 0 || tokens == 0 {
             return Ok(LshOutput { out: Vec::new(), lse: Vec::new() });
         }
+        // A larger chunk holds no more.
+        let lsh = &Lsh { chunk: self.chunk.min(tokens), ..*self };
+        let threads = self.max_threads.unwrap_or(usize::MAX);
+        let orders = &Orders::new(lsh, buckets, tokens, threads)?;
+        let blocks = Visits { lsh, orders, buckets, mask: &mask, heads }.block_mask(threads)?;
+        let q = gather(qk, orders, threads)?;
+        let k = normalised(&q, dim, self.norm_epsilon, threads)?;
+        let v = gather(v, orders, threads)?;
 
-        let mut orders = reserved(units)?;
-        let mut layouts = reserved(units)?;
-        for (unit, buckets) in buckets.chunks_exact(each).enumerate() {
-            let order = Order::new(buckets, self.buckets, tokens, self.chunk)?;
-            let (sequence, q_head) = (unit / heads, unit % heads);
-            let kv_len = mask.kv_lens.map_or(tokens, |lens| lens[sequence]);
-            layouts.push(layout(self, &order, buckets, &HeadMask { mask: &mask, sequence, q_head, kv_len })?);
-            orders.push(order);
-        }
-        let slots = orders[0].token_at.len();
-        let blocks = BlockMask::new(layouts, [batch, heads], (0..units).collect())?;
-        let q = gather(qk, &orders)?;
-        let mut k = reserved(q.len())?;
-        k.extend_from_slice(&q);
-        k.chunks_exact_mut(dim.max(1)).for_each(|key| normalise(key, self.norm_epsilon));
-        let v = gather(v, &orders)?;
-
-        let shape = [batch, heads, slots, v_dim];
-        let keys = [batch, heads, slots, dim];
+        let shape = [batch, heads, orders.slots(), v_dim];
+        let keys = [batch, heads, orders.slots(), dim];
         let inputs = Inputs::new(View::new(&q, keys)?, View::new(&k, keys)?, View::new(&v, shape)?);
         let inputs = inputs.scale(self.scale).mask(Mask::NONE.blocks(&blocks));
-        let mut sorted = zeros(size(shape)?)?;
-        let mut sorted_lse = zeros(size([units, slots])?)?;
-        let plan = Plan::new(&Problem::of(&inputs))?;
+        let mut sorted = filled(size(shape)?, 0.0)?;
+        let mut sorted_lse = filled(size([units, orders.slots()])?, 0.0)?;
+        let options =
+            PlanOptions { level: self.level, max_threads: self.max_threads, ..PlanOptions::default() };
+        let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
         let outputs = Outputs::new(ViewMut::new(&mut sorted, shape)?).lse(&mut sorted_lse);
         plan.run(&inputs, outputs, &mut plan.workspace()?)?;
-        self.merge_rounds(&orders, [batch, heads, tokens, v_dim], &sorted, &sorted_lse)
+        drop((q, k, v, blocks));
+        merge_rounds(orders, (&sorted, &sorted_lse), v_dim, (plan.level(), threads))
     }
+}
 
-    /// Brings every round's rows back to their tokens, and merges them.
-    fn merge_rounds(
-        &self,
-        orders: &[Order],
-        shape: [usize; 4],
-        sorted: &[f32],
-        sorted_lse: &[f32],
-    ) -> Result<LshOutput, AttentionError> {
-        let [_, _, tokens, v_dim] = shape;
-        let slots = orders[0].token_at.len();
-        let bring_back = |round: usize, out: &mut [f32], lse: &mut [f32]| {
-            for (unit, order) in orders.iter().enumerate() {
-                let of_round = &order.slot_of[round * tokens..][..tokens];
-                for (token, &slot) in of_round.iter().enumerate() {
-                    let (from, to) = (unit * slots + slot as usize, unit * tokens + token);
-                    out[to * v_dim..][..v_dim].copy_from_slice(&sorted[from * v_dim..][..v_dim]);
-                    lse[to] = sorted_lse[from];
-                }
-            }
-        };
-        let rows = orders.len() * tokens;
-        let (mut out, mut lse) = (zeros(rows * v_dim)?, zeros(rows)?);
-        bring_back(0, &mut out, &mut lse);
-        if self.rounds > 1 {
-            let (mut other, mut other_lse) = (zeros(rows * v_dim)?, zeros(rows)?);
-            for round in 1..self.rounds {
-                bring_back(round, &mut other, &mut other_lse);
-                merge(ViewMut::new(&mut out, shape)?, &mut lse, View::new(&other, shape)?, &other_lse)?;
+/// Rows that are brought back, and merged, together.
+const MERGED_ROWS: usize = 64;
+
+/// Brings every round's rows back to their tokens, and merges them.
+fn merge_rounds(
+    orders: &Orders,
+    (sorted, sorted_lse): (&[f32], &[f32]),
+    v_dim: usize,
+    (level, threads): (Level, usize),
+) -> Result<LshOutput, AttentionError> {
+    let rows = orders.count() * orders.tokens;
+    let (mut out, mut lse) = (filled(size([rows, v_dim])?, 0.0)?, filled(rows, 0.0)?);
+    let (mut out_left, mut lse_left) = (&mut out[..], &mut lse[..]);
+    let parts = parts(rows).map(|rows| {
+        let out = piece(&mut out_left, rows.len() * v_dim);
+        (out, piece(&mut lse_left, rows.len()), rows)
+    });
+    let workers = workers(threads, (rows * orders.rounds) as f64 * (10.0 + v_dim as f64 / 4.0));
+    let mut scratches = reserved(workers)?;
+    for _ in 0..workers {
+        scratches.push(filled(size([MERGED_ROWS, v_dim])?, 0.0f32)?);
+    }
+    // Rows of a round, by their tokens counted over all units.
+    let bring_back = |round: usize, rows: Range<usize>, out: &mut [f32], lse: &mut [f32]| {
+        for (index, row) in rows.enumerate() {
+            let (unit, token) = (row / orders.tokens, row % orders.tokens);
+            let from = unit * orders.slots() + orders.slot_of(unit, round)[token] as usize;
+            out[index * v_dim..][..v_dim].copy_from_slice(&sorted[from * v_dim..][..v_dim]);
+            lse[index] = sorted_lse[from];
+        }
+    };
+    for_each_part_with(parts, &mut scratches, &|(mut out, mut lse, rows), other| {
+        for first in rows.clone().step_by(MERGED_ROWS) {
+            let rows = first..rows.end.min(first + MERGED_ROWS);
+            let (out, lse) = (piece(&mut out, rows.len() * v_dim), piece(&mut lse, rows.len()));
+            bring_back(0, rows.clone(), out, lse);
+            let (other, mut other_lse) = (&mut other[..rows.len() * v_dim], [0.0; MERGED_ROWS]);
+            let other_lse = &mut other_lse[..rows.len()];
+            for round in 1..orders.rounds {
+                bring_back(round, rows.clone(), other, other_lse);
+                merge_on(level, (&mut *out, &mut *lse), (&*other, &*other_lse), v_dim);
             }
         }
-        Ok(LshOutput { out, lse })
-    }
+    });
+    Ok(LshOutput { out, lse })
 }
 
 /// The mask, checked as a call of so many tokens would.
@@ -137,34 +148,52 @@ fn checked_mask<'a>(mask: Mask<'a>, [batch, heads, tokens]: [usize; 3]) -> Resul
 }
 
 /// Tokens in the order of their slots, widened: `[batch, heads, slots, dim]`; zeros where there is none.
-fn gather<T: Element>(view: View<'_, T>, orders: &[Order]) -> Result<Vec<f32>, AttentionError> {
+fn gather<T: Element>(
+    view: View<'_, T>,
+    orders: &Orders,
+    threads: usize,
+) -> Result<Vec<f32>, AttentionError> {
     let [_, heads, _, dim] = view.shape();
-    let slots = orders.first().map_or(0, |order| order.token_at.len());
-    let mut gathered = reserved(size([orders.len(), slots, dim])?)?;
-    for (unit, order) in orders.iter().enumerate() {
-        for &token in &order.token_at {
-            if token == NONE {
-                gathered.extend(std::iter::repeat_n(0.0, dim));
-                continue;
+    let slots = orders.token_at.len();
+    let mut gathered = filled(size([slots, dim])?, 0.0)?;
+    let mut left = &mut gathered[..];
+    let parts = parts(slots).map(|slots| (piece(&mut left, slots.len() * dim), slots));
+    let workers = workers(threads, (slots * dim) as f64 / 2.0);
+    for_each_part(parts, workers, &|(rows, slots): (&mut [f32], Range<usize>)| {
+        let tokens = orders.token_at[slots.clone()].iter();
+        for ((slot, &token), row) in slots.zip(tokens).zip(rows.chunks_exact_mut(dim.max(1))) {
+            if token != NONE {
+                let unit = slot / orders.slots();
+                let values = view.from(unit / heads, unit % heads, token as usize);
+                let values = values.iter().step_by(view.strides()[3].max(1));
+                // Of a stride of 0 there is one value for all.
+                let repeated = view.strides()[3] == 0;
+                if repeated {
+                    row.fill(values.clone().next().map_or(f32::NAN, |x| x.to_f32()));
+                } else {
+                    row.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
+                }
             }
-            let index = |d| [unit / heads, unit % heads, token as usize, d];
-            gathered.extend((0..dim).map(|d| view.get(index(d)).map_or(f32::NAN, |x| x.to_f32())));
         }
-    }
+    });
     Ok(gathered)
 }
 
-/// `k / sqrt(|k|^2 + dim * epsilon)`; zeros stay.
-fn normalise(key: &mut [f32], epsilon: f32) {
-    let square: f64 = key.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    let norm = (square + key.len() as f64 * f64::from(epsilon)).sqrt();
-    if norm != 0.0 {
-        key.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
-    }
-}
-
-fn zeros(len: usize) -> Result<Vec<f32>, AttentionError> {
-    let mut zeros = reserved(len)?;
-    zeros.resize(len, 0.0);
-    Ok(zeros)
+/// Keys `k / sqrt(|k|^2 + dim * epsilon)`; zeros stay.
+fn normalised(rows: &[f32], dim: usize, epsilon: f32, threads: usize) -> Result<Vec<f32>, AttentionError> {
+    let mut keys = filled(rows.len(), 0.0)?;
+    let mut left = &mut keys[..];
+    let parts = parts(rows.len().checked_div(dim).unwrap_or(0))
+        .map(|keys| (piece(&mut left, keys.len() * dim), keys));
+    let workers = workers(threads, 2.0 * rows.len() as f64);
+    for_each_part(parts, workers, &|(keys, numbers): (&mut [f32], Range<usize>)| {
+        let rows = rows[numbers.start * dim..].chunks_exact(dim);
+        for (key, row) in keys.chunks_exact_mut(dim).zip(rows) {
+            let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let norm = (square + dim as f64 * f64::from(epsilon)).sqrt();
+            let scaled = |x: f32| if norm == 0.0 { x } else { (f64::from(x) / norm) as f32 };
+            key.iter_mut().zip(row).for_each(|(key, &x)| *key = scaled(x));
+        }
+    });
+    Ok(keys)
 }

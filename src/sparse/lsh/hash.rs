@@ -1,6 +1,7 @@
 //! Buckets by random rotations: the nearest of the axes of a random frame, and their opposites.
 
-use super::super::layout::reserved;
+use super::super::memory::{filled, reserved};
+use super::spread::{parts, piece, workers};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
@@ -9,7 +10,11 @@ use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const};
 use crate::panels::{KeyPanels, PANEL};
+use crate::parallel::for_each_part_with;
+use crate::random::Normals;
+use crate::tile;
 use crate::view::View;
+use std::ops::Range;
 
 /// The directions that tokens are hashed by: `buckets / 2` for each round, and for each head or for all.
 #[derive(Debug)]
@@ -21,8 +26,7 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// Independent normal numbers, the same for the same seed but for the last bits of the platform's logarithm and cosine;
-    /// `heads` is 1 to serve all.
+    /// Independent normal numbers that depend on the seed only, whatever the system; `heads` is 1 to serve all.
     ///
     /// # Errors
     /// `buckets` is odd or 0, another size is 0, or memory cannot be had.
@@ -35,18 +39,7 @@ impl Rotations {
     ) -> Result<Self, AttentionError> {
         let len = size([heads, dim, rounds, buckets / 2])?;
         let mut values = reserved(len)?;
-        let mut state = seed;
-        while values.len() < len {
-            // Box and Muller; the one uniform in (0, 1], the other in [0, 1).
-            let [a, b] =
-                [(); 2].map(|()| (super::super::next_random(&mut state) >> 11) as f64 / (1u64 << 53) as f64);
-            let radius = (-2.0 * (1.0 - a).ln()).sqrt();
-            let angle = std::f64::consts::TAU * b;
-            values.push((radius * angle.cos()) as f32);
-            if values.len() < len {
-                values.push((radius * angle.sin()) as f32);
-            }
-        }
+        values.extend(Normals::new(seed, 0).take(len).map(|x| x as f32));
         Self::import(heads, dim, rounds, buckets, &values)
     }
 
@@ -89,19 +82,49 @@ impl Rotations {
     /// `x` has other heads (unless there is one frame for all) or another size than the rotations, memory cannot be had, or
     /// `LUCID_LEVEL` names a level that is not there.
     pub fn buckets<T: Element>(&self, x: View<'_, T>) -> Result<Vec<u32>, AttentionError> {
+        self.buckets_on(x, Level::detect()?, usize::MAX)
+    }
+
+    /// Rounds, and buckets of a round.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        [self.rounds, self.buckets]
+    }
+
+    pub(super) fn buckets_on<T: Element>(
+        &self,
+        x: View<'_, T>,
+        level: Level,
+        threads: usize,
+    ) -> Result<Vec<u32>, AttentionError> {
         let [batch, heads, tokens, dim] = x.shape();
-        let [_, own, _, own_dim] = self.directions.shape();
+        let [_, own, directions, own_dim] = self.directions.shape();
         check_size("x", "head_dim", own_dim, dim)?;
         if own != 1 {
             check_size("x", "heads", own, heads)?;
         }
-        let len = size([batch, heads, self.rounds, tokens])?;
-        let mut buckets = reserved(len)?;
-        buckets.resize(len, 0);
-        let columns = (self.rounds * (self.buckets / 2)).next_multiple_of(16);
-        let scores = reserved(MAX_ROWS * columns)?;
-        let rows = reserved(MAX_ROWS * dim)?;
-        Level::detect()?.dispatch(Hash { rotations: self, x, columns, rows, scores, buckets: &mut buckets });
+        let mut buckets = filled(size([batch, heads, self.rounds, tokens])?, 0)?;
+        let columns = directions.next_multiple_of(16);
+        let multiply_adds = (batch * heads * tokens * dim) as f64 * directions as f64;
+        let workers = workers(threads, tile::nanoseconds(multiply_adds, 0.0));
+        let mut scratches = reserved(workers)?;
+        for _ in 0..workers {
+            scratches.push([filled(MAX_ROWS * dim, 0.0)?, filled(MAX_ROWS * columns, 0.0)?]);
+        }
+        let mut left = &mut buckets[..];
+        let each = self.rounds * tokens;
+        let parts = parts(batch * heads).map(|units| (piece(&mut left, units.len() * each), units));
+        for_each_part_with(parts, &mut scratches, &|(buckets, units): (&mut [u32], _), [rows, scores]| {
+            for (unit, buckets) in Range::<usize>::zip(units, buckets.chunks_exact_mut(each.max(1))) {
+                level.dispatch(Hash {
+                    rotations: self,
+                    x,
+                    unit,
+                    rows: &mut rows[..],
+                    scores: &mut scores[..],
+                    buckets,
+                });
+            }
+        });
         Ok(buckets)
     }
 }
@@ -119,13 +142,15 @@ pub(super) fn size<const N: usize>(sizes: [usize; N]) -> Result<usize, Attention
     size.ok_or(AttentionError::SizeOverflow { operand: "LSH attention" })
 }
 
+/// The buckets of one head's tokens, `[rounds, tokens]`.
 struct Hash<'a, T> {
     rotations: &'a Rotations,
     x: View<'a, T>,
-    /// Scores of a token, rounded up to vectors.
-    columns: usize,
-    rows: Vec<f32>,
-    scores: Vec<f32>,
+    /// The head, counted over all sequences.
+    unit: usize,
+    /// Room for some tokens and their scores, those rounded up to vectors.
+    rows: &'a mut [f32],
+    scores: &'a mut [f32],
     buckets: &'a mut [u32],
 }
 
@@ -134,28 +159,28 @@ impl<T: Element> Kernel for Hash<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Hash { rotations, x, columns, mut rows, mut scores, buckets } = self;
-        let [batch, heads, tokens, dim] = x.shape();
-        let (rounds, half) = (rotations.rounds, rotations.buckets / 2);
-        scores.resize(MAX_ROWS * columns, 0.0);
-        for head in 0..batch * heads {
-            let (b, h) = (head / heads, head % heads);
-            let own = if rotations.directions.shape()[1] == 1 { 0 } else { h };
-            let panels = rotations.directions.head(0, own);
-            assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
-            for first in (0..tokens).step_by(MAX_ROWS) {
-                let count = MAX_ROWS.min(tokens - first);
-                rows.clear();
-                for token in first..first + count {
-                    rows.extend((0..dim).map(|d| x.get([b, h, token, d]).map_or(f32::NAN, |x| x.to_f32())));
+        let Hash { rotations, x, unit, rows, scores, buckets } = self;
+        let [_, heads, tokens, dim] = x.shape();
+        let half = rotations.buckets / 2;
+        let columns = scores.len() / MAX_ROWS;
+        let own = if rotations.directions.shape()[1] == 1 { 0 } else { unit % heads };
+        let panels = rotations.directions.head(0, own);
+        assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
+        for first in (0..tokens).step_by(MAX_ROWS) {
+            let count = MAX_ROWS.min(tokens - first);
+            for (token, row) in (first..first + count).zip(rows.chunks_exact_mut(dim)) {
+                for (d, to) in row.iter_mut().enumerate() {
+                    let x = x.get([unit / heads, unit % heads, token, d]);
+                    *to = x.map_or(f32::NAN, |x| x.to_f32());
                 }
-                let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
-                let out = ScoreRows { out: &mut scores, stride: columns, scale: () };
-                rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, &rows, dim, panels, 0..columns, out));
-                for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
-                    for (round, scores) in scores.chunks_exact(half).enumerate().take(rounds) {
-                        buckets[(head * rounds + round) * tokens + token] = nearest(scores);
-                    }
+            }
+            let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
+            let (rows, out) =
+                (&rows[..count * dim], ScoreRows { out: &mut *scores, stride: columns, scale: () });
+            rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dim, panels, 0..columns, out));
+            for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
+                for (round, scores) in scores.chunks_exact(half).enumerate().take(rotations.rounds) {
+                    buckets[round * tokens + token] = nearest(scores);
                 }
             }
         }

@@ -13,19 +13,34 @@
 //! counts once: the paper subtracts `ln N_ij` from its logit in each of the `N_ij` rounds, whose sum is the same as leaving it
 //! to one of them.
 //!
-//! Costs `2 rounds c` keys for each query, plus hashing and the bits, which look at as many pairs one by one: fewer operations
-//! than attention of all from some `4 rounds c` tokens on, but slower than it for some thousands. It is meant for models
-//! trained with it.
+//! # Why bits, and not positions
+//!
+//! Masks go by original positions, which slots do not tell. Kernels could take lists of positions and ask, pair by pair, what
+//! is asked in `visit.rs`; but whether a pair is allowed depends on more than two positions (the chunks of both tokens in all
+//! rounds before, buckets, and whether a token sees anybody), each tile would ask again for every group of rows, and each
+//! kernel would have a second kind of mask. Bits are asked for once, a few vector instructions for 64 pairs, and kernels know
+//! them already. They take a bit for each pair that chunks make possible, and another in the layout while it is made: `chunk / 2`
+//! bytes for each token and round, 32 at chunks of 64, beside 768 of gathered queries, keys and values of 64 dimensions.
+//! Positions and the chunks of all rounds would take `4 (rounds + 1)`.
+//!
+//! Costs `2 rounds c` keys for each query, plus hashing and the bits: fewer operations than attention of all from some `4 rounds c`
+//! tokens on, but slower than it for some thousands. It is meant for models trained with it. All stages are shared out over the
+//! current pool: hashing by heads, sorting by heads and rounds, bits by rows of chunks, gathering and merging by rows.
 
 mod attend;
 mod hash;
 mod order;
+mod spread;
 mod visit;
 
 pub use attend::LshOutput;
 pub use hash::Rotations;
 
-use crate::error::AttentionError;
+use crate::element::Element;
+use crate::error::{AttentionError, check_size};
+use crate::isa::Level;
+use crate::parallel::check_max_threads;
+use crate::view::View;
 
 /// How LSH attention is done.
 ///
@@ -38,7 +53,7 @@ use crate::error::AttentionError;
 /// let x = View::new(&x, [1, heads, tokens, dim])?;
 /// let lsh = Lsh { rounds: 2, buckets: 8, ..Lsh::new(16) };
 /// let rotations = Rotations::seeded(7, 1, dim, lsh.rounds, lsh.buckets)?;
-/// let buckets = rotations.buckets(x)?;
+/// let buckets = lsh.buckets(&rotations, x)?;
 /// let result = lsh.attention(x, x, &buckets, Mask::causal())?;
 /// assert_eq!(result.out.len(), heads * tokens * dim);
 /// # Ok::<(), lucid_attention::AttentionError>(())
@@ -50,7 +65,7 @@ pub struct Lsh {
     pub rounds: usize,
     /// Buckets of a round; even.
     pub buckets: usize,
-    /// Tokens of a chunk.
+    /// Tokens of a chunk; of a larger one than there are tokens, all.
     pub chunk: usize,
     /// The factor of `q . k'`; 1 in the paper and in Trax.
     pub scale: f32,
@@ -64,6 +79,10 @@ pub struct Lsh {
     pub duplicates: bool,
     /// Tokens of other buckets (of other rounds, all) in the same chunks are seen too.
     pub across_buckets: bool,
+    /// The instruction set; [`Level::detect`] if not given.
+    pub level: Option<Level>,
+    /// The most tasks that run side by side; the size of the current pool if not given.
+    pub max_threads: Option<usize>,
 }
 
 impl Lsh {
@@ -78,6 +97,8 @@ impl Lsh {
             wrap: false,
             duplicates: false,
             across_buckets: true,
+            level: None,
+            max_threads: None,
         }
     }
 
@@ -92,6 +113,22 @@ impl Lsh {
         Self { rounds, buckets, norm_epsilon: 1e-6, wrap: true, duplicates: true, ..Self::new(chunk) }
     }
 
+    /// The buckets that rotations give tokens `x`: [`Rotations::buckets`] on the level and the threads of these choices.
+    ///
+    /// # Errors
+    /// As [`Rotations::buckets`]; or the rotations are for another number of rounds or buckets.
+    pub fn buckets<T: Element>(
+        &self,
+        rotations: &Rotations,
+        x: View<'_, T>,
+    ) -> Result<Vec<u32>, AttentionError> {
+        self.validate()?;
+        let [rounds, buckets] = rotations.sizes();
+        check_size("rotations", "rounds", self.rounds, rounds)?;
+        check_size("rotations", "buckets", self.buckets, buckets)?;
+        rotations.buckets_on(x, Level::chosen(self.level)?, self.max_threads.unwrap_or(usize::MAX))
+    }
+
     fn validate(&self) -> Result<(), AttentionError> {
         for (operand, size) in [("rounds", self.rounds), ("chunk", self.chunk)] {
             if size == 0 {
@@ -99,6 +136,7 @@ impl Lsh {
             }
         }
         hash::check_buckets(self.buckets)?;
+        check_max_threads(self.max_threads)?;
         if !(self.norm_epsilon >= 0.0 && self.norm_epsilon.is_finite()) {
             let (expected, got) = ("a number from 0 on", self.norm_epsilon.to_string());
             return Err(AttentionError::Value { operand: "norm_epsilon", expected, got });
