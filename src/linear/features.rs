@@ -9,7 +9,7 @@
 //! A map of exponentials leaves `t = log2(feature)`, up to constants that cancel: what is subtracted before the power is
 //! taken is the gauge's business ([`super::gauge`]).
 
-use super::products::Project;
+use super::directions::Directions;
 use super::projection::Projection;
 use crate::error::{AttentionError, check_size};
 use crate::isa::Isa;
@@ -37,6 +37,12 @@ pub trait CustomMap: Debug + Send + Sync {
     /// The features of one query or key, `x` times `sqrt(scale)`. All of `out` has to be written. The same `x` must give
     /// the same features every time.
     fn map(&self, side: Side, x: &[f32], out: &mut [f32]);
+
+    /// Tells this map from others of its author's, so that states of the one are not taken for states of the other. 0 for
+    /// all, unless told.
+    fn fingerprint(&self) -> u64 {
+        0
+    }
 }
 
 /// A feature map `φ`: the weight of a key is `φ(q) · φ(k)`.
@@ -146,17 +152,16 @@ impl FeatureMap {
 pub(crate) enum Ready {
     Exponential(Exponential),
     Elu { root: f32 },
-    Relu { rows: Option<Vec<f32>>, root: f32, epsilon: f32 },
+    Relu { directions: Option<Directions>, root: f32, epsilon: f32 },
     Taylor { root: f32 },
     Identity { root: f32 },
     Custom { map: Arc<dyn CustomMap>, root: f32 },
 }
 
-/// `t = rows · k - norm |k|²` of keys, `t = rows · q + shift` of queries, in units of log2.
+/// `t = ω · k - norm |k|²` of keys, `t = ω · q + shift` of queries, in units of log2.
 #[derive(Clone, Debug)]
 pub(crate) struct Exponential {
-    /// `[features, head_dim]`.
-    rows: Vec<f32>,
+    directions: Directions,
     /// One for each feature: what both sides have in common, moved to the queries' where it cancels no gauge.
     shift: Vec<f32>,
     /// `log2(e) scale / 2`.
@@ -168,30 +173,20 @@ pub(crate) struct Exponential {
 impl Ready {
     pub(crate) fn new(map: &FeatureMap, head_dim: usize, scale: f32) -> Result<Self, AttentionError> {
         let root = scale.sqrt();
-        let scaled = |projection: &Projection, factor: f64| -> Result<Vec<f32>, AttentionError> {
-            let (rows, doubled) = (projection.rows(), matches!(map, FeatureMap::Hyperbolic(_)));
-            let count = rows.len() * if doubled { 2 } else { 1 };
-            let mut list = Vec::new();
-            let bytes = count.saturating_mul(size_of::<f32>());
-            let error = |_| AttentionError::OutOfMemory { what: "projection", bytes };
-            list.try_reserve_exact(count).map_err(error)?;
-            list.extend(rows.iter().map(|&x| (f64::from(x) * factor) as f32));
-            if doubled {
-                list.extend_from_within(..);
-                list[rows.len()..].iter_mut().for_each(|x| *x = -*x);
-            }
-            Ok(list)
+        let scaled = |projection: &Projection, factor: f64| {
+            Directions::new(projection, factor, matches!(map, FeatureMap::Hyperbolic(_)))
         };
         let exponential = |projection: &Projection, a: f64| {
-            let rows = scaled(projection, f64::from(LOG2_E) * f64::from(root) * (1.0 - 4.0 * a).sqrt())?;
+            let factor = f64::from(LOG2_E) * f64::from(root) * (1.0 - 4.0 * a).sqrt();
+            let scaled = scaled(projection, factor)?;
             let square = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
             let shift = |row| (2.0 * a * std::f64::consts::LOG2_E * square(row)) as f32;
-            let features = rows.len() / head_dim;
+            let features = scaled.rows.len() / head_dim;
             let directions = projection.rows().chunks_exact(head_dim).cycle().take(features);
             let constant = head_dim as f64 / 2.0 * (1.0 - 4.0 * a).log2() - (features as f64).log2();
             Ok(Ready::Exponential(Exponential {
                 shift: directions.map(shift).collect(),
-                rows,
+                directions: scaled,
                 norm: LOG2_E * scale / 2.0,
                 constant: constant as f32,
             }))
@@ -203,8 +198,8 @@ impl Ready {
             FeatureMap::Optimal { projection, a } => exponential(projection, f64::from(*a)),
             FeatureMap::Elu => Ok(Ready::Elu { root }),
             FeatureMap::Relu { projection, epsilon } => {
-                let rows = projection.as_ref().map(|rows| scaled(rows, f64::from(root))).transpose()?;
-                Ok(Ready::Relu { rows, root, epsilon: *epsilon })
+                let directions = projection.as_ref().map(|rows| scaled(rows, f64::from(root))).transpose()?;
+                Ok(Ready::Relu { directions, root, epsilon: *epsilon })
             }
             FeatureMap::Taylor => Ok(Ready::Taylor { root }),
             FeatureMap::Identity => Ok(Ready::Identity { root }),
@@ -220,7 +215,7 @@ impl Ready {
     }
 
     /// The features of some tokens of a panel; exponents where the map is one of exponentials. `row` has room for a vector and
-    /// its features. Columns up to the next multiples of 16 are written, too.
+    /// its features, 64 at least. Columns up to the next multiples of 16 are arbitrary then.
     #[inline(always)]
     pub(crate) fn apply<I: Isa>(
         &self,
@@ -230,15 +225,15 @@ impl Ready {
         tokens: Range<usize>,
         (row, out): (&mut [f32], &mut [f32]),
     ) {
-        let columns = whole_columns(&tokens);
+        let columns = vectors::<I>(&tokens);
         match self {
-            Ready::Exponential(map) => map.exponents(isa, side, panel, columns, out),
+            Ready::Exponential(map) => map.exponents(isa, side, panel, tokens, (row, out)),
             Ready::Elu { root } => each(isa, EluPlusOne { root: *root }, panel, columns, out),
-            Ready::Relu { rows: Some(rows), epsilon, .. } => {
-                project(isa, rows, panel, columns.clone(), out);
+            Ready::Relu { directions: Some(directions), epsilon, .. } => {
+                directions.project(isa, panel, &tokens, (row, out));
                 in_place(isa, Rectified { root: 1.0, epsilon: *epsilon }, columns, out);
             }
-            Ready::Relu { rows: None, root, epsilon } => {
+            Ready::Relu { directions: None, root, epsilon } => {
                 each(isa, Rectified { root: *root, epsilon: *epsilon }, panel, columns, out);
             }
             Ready::Taylor { root } => taylor(isa, *root, panel, columns, out),
@@ -254,17 +249,24 @@ pub(crate) fn whole_columns(columns: &Range<usize>) -> Range<usize> {
     columns.start / 16 * 16..columns.end.next_multiple_of(16)
 }
 
-/// `rows · panel`, the product kernel.
+/// The multiples of a vector's length around some columns.
 #[inline(always)]
-fn project<I: Isa>(isa: I, rows: &[f32], panel: &[f32], columns: Range<usize>, out: &mut [f32]) {
-    let dims = panel.len() / PANEL;
-    isa.call(Project { rows, count: rows.len() / dims, panel, dims, columns, out });
+pub(crate) fn vectors<I: Isa>(columns: &Range<usize>) -> Range<usize> {
+    columns.start / I::LANES * I::LANES..columns.end.next_multiple_of(I::LANES)
 }
 
 impl Exponential {
     #[inline(always)]
-    fn exponents<I: Isa>(&self, isa: I, side: Side, panel: &[f32], columns: Range<usize>, out: &mut [f32]) {
-        project(isa, &self.rows, panel, columns.clone(), out);
+    fn exponents<I: Isa>(
+        &self,
+        isa: I,
+        side: Side,
+        panel: &[f32],
+        tokens: Range<usize>,
+        (row, out): (&mut [f32], &mut [f32]),
+    ) {
+        self.directions.project(isa, panel, &tokens, (row, out));
+        let columns = vectors::<I>(&tokens);
         match side {
             Side::Key => {
                 for column in columns.step_by(I::LANES) {
@@ -396,6 +398,7 @@ fn custom(
     (row, out): (&mut [f32], &mut [f32]),
 ) {
     let (x, features) = row.split_at_mut(panel.len() / PANEL);
+    let features = &mut features[..out.len() / PANEL];
     for column in tokens {
         let dims = panel.chunks_exact(PANEL);
         x.iter_mut().zip(dims).for_each(|(x, dim)| *x = dim[column] * root);

@@ -13,8 +13,10 @@
 //! A key raises `C_f` only where it exceeds it by more than 16, a factor of 65 536 that sums can bear, because each time
 //! `S_f` and `z_f` have to be rescaled. A causal row must not know of later keys, not even by a rounding, so a run of
 //! tokens that share a gauge ends before the next key that raises it. Of small keys the first one does and then hardly any; the
-//! larger keys and the more features there are, the more of the first keys do, and each such run maps its queries anew.
+//! larger keys and the more features there are, the more of the first keys do. Such runs weigh their queries each by its own
+//! gauge, but map none of them again: exponents know nothing of it.
 
+use super::features::vectors;
 use super::state::{UnitState, rescale};
 use crate::isa::{Isa, Kernel, Level};
 use crate::math::vector;
@@ -44,6 +46,31 @@ pub(crate) fn advance(
     level.dispatch(Advance { exponents, columns, causal, state, v_stride })
 }
 
+/// Turns exponents of keys into features under a gauge, unless one of the columns raises it; returns whether none does.
+pub(crate) fn keep(level: Level, exponents: &mut [f32], columns: Range<usize>, gauge: &[f32]) -> bool {
+    level.dispatch(Keep { exponents, columns, gauge })
+}
+
+struct Keep<'a> {
+    exponents: &'a mut [f32],
+    columns: Range<usize>,
+    gauge: &'a [f32],
+}
+
+impl Kernel for Keep<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> bool {
+        let Keep { exponents, columns, gauge } = self;
+        let kept = first_above(isa, exponents, &columns, gauge) == columns.end;
+        if kept {
+            take_powers(isa, exponents, gauge, columns);
+        }
+        kept
+    }
+}
+
 struct Advance<'a, 's> {
     exponents: &'a mut [f32],
     columns: Range<usize>,
@@ -59,48 +86,50 @@ impl Kernel for Advance<'_, '_> {
     fn run<I: Isa>(self, isa: I) -> usize {
         let Advance { exponents, columns, causal, state, v_stride } = self;
         let first = columns.start;
-        let mut above = exceeding(isa, exponents, &columns, state.gauge);
-        if !causal && above != 0 {
-            raise(isa, exponents, columns.clone(), state, v_stride);
-            above = 0;
-        } else if above >> first & 1 == 1 {
+        let mut end = first_above(isa, exponents, &columns, state.gauge);
+        if !causal {
+            if end < columns.end {
+                raise(isa, exponents, columns.clone(), state, v_stride);
+            }
+            end = columns.end;
+        } else if end == first {
             raise(isa, exponents, first..first + 1, state, v_stride);
-            above = exceeding(isa, exponents, &columns, state.gauge);
+            end = first_above(isa, exponents, &(first + 1..columns.end), state.gauge);
         }
-        // The first column no longer exceeds it, or never will (NaN).
-        above &= !bits(&(0..first + 1));
-        let end = columns.end.min(above.trailing_zeros() as usize);
-        for (row, &gauge) in exponents.chunks_exact_mut(PANEL).zip(state.gauge.iter()) {
-            take_power(isa, row, isa.splat(gauge), first..end);
-        }
+        take_powers(isa, exponents, state.gauge, first..end);
         end
     }
 }
 
 /// `exp2(t - gauge)` of some columns.
 #[inline(always)]
-fn take_power<I: Isa>(isa: I, row: &mut [f32], gauge: I::F, columns: Range<usize>) {
+fn take_powers<I: Isa>(isa: I, exponents: &mut [f32], gauge: &[f32], columns: Range<usize>) {
     let bits = bits(&columns);
-    for column in (columns.start / I::LANES * I::LANES..columns.end).step_by(I::LANES) {
-        let row = &mut row[column..];
-        let exponent = isa.load(row);
-        let power = vector::exp2(isa, isa.sub(exponent, gauge));
-        isa.store(isa.select(isa.mask((bits >> column) as u32), power, exponent), row);
+    for (row, &gauge) in exponents.chunks_exact_mut(PANEL).zip(gauge) {
+        for column in vectors::<I>(&columns).step_by(I::LANES) {
+            let row = &mut row[column..];
+            let exponent = isa.load(row);
+            let power = vector::exp2(isa, isa.sub(exponent, isa.splat(gauge)));
+            isa.store(isa.select(isa.mask((bits >> column) as u32), power, exponent), row);
+        }
     }
 }
 
-/// Which columns exceed the gauge of some feature by more than the headroom.
+/// The first column that exceeds the gauge of some feature by more than the headroom; the end if none does.
 #[inline(always)]
-fn exceeding<I: Isa>(isa: I, exponents: &[f32], columns: &Range<usize>, gauge: &[f32]) -> u64 {
-    let mut above = 0;
-    for column in (columns.start / I::LANES * I::LANES..columns.end).step_by(I::LANES) {
+fn first_above<I: Isa>(isa: I, exponents: &[f32], columns: &Range<usize>, gauge: &[f32]) -> usize {
+    let kept = bits(columns);
+    for column in vectors::<I>(columns).step_by(I::LANES) {
         let mut some = 0;
         for (row, &gauge) in exponents.chunks_exact(PANEL).zip(gauge) {
             some |= isa.bits(isa.lt(isa.splat(gauge + HEADROOM), isa.load(&row[column..])));
         }
-        above |= u64::from(some) << column;
+        let above = u64::from(some) << column & kept;
+        if above != 0 {
+            return above.trailing_zeros() as usize;
+        }
     }
-    above & bits(columns)
+    columns.end
 }
 
 /// Raises the gauge where some of the columns exceed it, to the largest of them.

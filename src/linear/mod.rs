@@ -18,6 +18,11 @@
 //! by `cargo test --test linear output_errors -- --nocapture`. Features that are worse than that mean are worth nothing,
 //! however small an error looks.
 //!
+//! # From which length it is faster
+//!
+//! Operations alone say from `2 m` tokens on, with `m` random features, causal from `4 m + 32 (m + d) / d` with `d` the size of
+//! a head. What is measured, by map, form and number of threads, `cargo bench --bench linear` prints in its last lines.
+//!
 //! # Forms
 //!
 //! | call | rows see | |
@@ -41,22 +46,27 @@
 //! # Order of operations
 //!
 //! Keys come in blocks of 64, from the call's first key (from the sequence's, with an exact window). A row's sum is one chain of
-//! multiply-adds over features, then one over the keys of its block; `S` and `z` add a block's sum at a time. Where rows see all keys, each 1024 keys are summed up by themselves first. So results do not depend
+//! multiply-adds over features plus one over the keys of its block; `S` and `z` add a block's sum at a time. Where rows see all keys, each 1024 keys are summed up by themselves first. So results do not depend
 //! on threads, batch neighbours or, causally, later tokens, bit for bit; how a sequence is cut into calls changes roundings.
 //!
 //! | file | what |
 //! |---|---|
 //! | `plan.rs`, `inputs.rs` | sizes and choices, operands, calls, what is shared out |
 //! | `unit.rs` | one head's keys and queries, block by block |
+//! | `unit/kernels.rs` | what is compiled for each level |
+//! | `unit/spread.rs` | one head's causal rows on several threads |
 //! | `rows.rs` | rows of a block |
-//! | `features.rs`, `projection.rs` | maps |
+//! | `features.rs`, `directions.rs`, `projection.rs` | maps |
+//! | `fingerprint.rs` | which map a state belongs to |
 //! | `products.rs` | the crate's register tiles, as functions |
 //! | `gauge.rs` | what exponential features are relative to |
 //! | `state.rs` | what is kept of keys and values |
 //! | `estimate.rs` | what to expect |
 
+mod directions;
 mod estimate;
 mod features;
+mod fingerprint;
 mod gauge;
 mod inputs;
 mod plan;

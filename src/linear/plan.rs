@@ -1,8 +1,10 @@
 //! [`LinearPlan`]: sizes, a map and choices, fixed once; its workspace; calls.
 
 use super::features::{FeatureMap, Ready};
+use super::fingerprint::fingerprint;
 use super::inputs::{LinearInputs, LogDecay};
-use super::state::{LinearState, StateShape, check_shape, merge_units};
+use super::state::{LinearState, StateShape, check_map, check_shape, merge_units};
+use super::unit::spread::{SPREAD_FROM, WaveBlock};
 use super::unit::{Operands, Rules, UnitDecay, UnitScratch};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
@@ -75,22 +77,28 @@ pub struct LinearPlan {
     max_threads: usize,
     /// States of parts of keys that a workspace has room for.
     splits: usize,
+    /// Blocks of a unit that are worked on side by side.
+    wave: usize,
 }
 
 /// The scratch of one call at a time. Made by [`LinearPlan::workspace`]; serves plans of the same sizes that need no more.
 #[derive(Debug)]
 pub struct LinearWorkspace {
     shape: StateShape,
+    /// Query heads of a KV head that there is room for.
+    group: usize,
     workers: Vec<UnitScratch>,
     total: AlignedBuf<f32>,
     splits: AlignedBuf<f32>,
+    wave: Vec<WaveBlock>,
 }
 
 impl LinearWorkspace {
     /// Its size.
     pub fn bytes(&self) -> usize {
         let workers = self.workers.iter().map(UnitScratch::bytes).sum::<usize>();
-        workers + self.total.bytes() + self.splits.bytes()
+        let wave = self.wave.iter().map(WaveBlock::bytes).sum::<usize>();
+        workers + wave + self.total.bytes() + self.splits.bytes()
     }
 }
 
@@ -143,12 +151,13 @@ impl LinearPlan {
         let unit_len = shape.unit_len()?;
         // Scratch is a small multiple of what holds 64 tokens' features and operands.
         let widest = features.max(problem.head_dim).max(shape.v_stride);
-        let fits = widest.checked_mul(1 << 12).is_some();
+        let fits = widest.checked_mul(1 << 12).and_then(|size| size.checked_mul(problem.group())).is_some();
         let max_threads = match options.max_threads {
             Some(threads) => threads,
             None => parallel::expected_workers(),
         };
         let splits = if max_threads > 1 { problem.max_kv_len.div_ceil(SPLIT) } else { 0 };
+        let wave = if max_threads > 1 { WaveBlock::count(&shape, problem.max_q_len) } else { 0 };
         if !fits || splits.checked_mul(unit_len).is_none() {
             return Err(overflow());
         }
@@ -159,8 +168,9 @@ impl LinearPlan {
             group: problem.group(),
             normalize: options.normalize,
             log2_scale: LOG2_E * scale,
+            fingerprint: fingerprint(map, scale),
         };
-        Ok(Self { problem: *problem, rules, unit_len, max_threads, splits })
+        Ok(Self { problem: *problem, rules, unit_len, max_threads, splits, wave })
     }
 
     /// The sizes it was made for.
@@ -188,16 +198,12 @@ impl LinearPlan {
     /// # Errors
     /// [`AttentionError::OutOfMemory`].
     pub fn workspace(&self) -> Result<LinearWorkspace, AttentionError> {
-        let mut workers = Vec::new();
-        let bytes = self.max_threads.saturating_mul(size_of::<UnitScratch>());
-        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes };
-        workers.try_reserve_exact(self.max_threads).map_err(error)?;
-        for _ in 0..self.max_threads {
-            workers.push(UnitScratch::new(&self.rules.shape)?);
-        }
+        let Rules { shape, group, .. } = self.rules;
+        let workers = several(self.max_threads, || UnitScratch::new(&shape, group))?;
+        let wave = several(self.wave, || WaveBlock::new(&shape))?;
         let total = AlignedBuf::zeroed("workspace", self.unit_len)?;
         let splits = AlignedBuf::zeroed("workspace", self.splits * self.unit_len)?;
-        Ok(LinearWorkspace { shape: self.rules.shape, workers, total, splits })
+        Ok(LinearWorkspace { shape, group, workers, total, splits, wave })
     }
 
     /// The state of `batch` sequences without a token.
@@ -205,13 +211,15 @@ impl LinearPlan {
     /// # Errors
     /// Its size overflows, or memory cannot be had.
     pub fn state(&self, batch: usize) -> Result<LinearState, AttentionError> {
-        LinearState::new(self.rules.shape, batch, self.problem.kv_heads)
+        let Rules { shape, fingerprint, level, .. } = self.rules;
+        LinearState::new(shape, (fingerprint, level), [batch, self.problem.kv_heads])
     }
 
     /// Attention of `inputs` into `out` (`[batch, q_heads, q_len, v_dim]`).
     ///
     /// Any batch, and any lengths up to the plan's maxima. Runs on the current rayon pool, or on the calling thread alone
-    /// when the work is less than some 60 us; does not allocate.
+    /// when the work is less than some 60 us; does not allocate. Where there are fewer sequences and KV heads than threads, a
+    /// long one is shared out; not where rows are causal and keep an exact window, or their keys keep raising the gauge.
     ///
     /// # Errors
     /// Operands that do not fit the plan or each other, an exact window without causality, a decay with an exponential map;
@@ -238,9 +246,18 @@ impl LinearPlan {
         let [batch, _, q_len, _] = inputs.q.shape();
         let units = batch * self.problem.kv_heads;
         let workers = self.workers(units, [q_len, inputs.k.shape()[2]], inputs.causal);
-        let LinearWorkspace { workers: scratches, total, splits, .. } = workspace;
+        let LinearWorkspace { workers: scratches, total, splits, wave, .. } = workspace;
         let scratches = &mut scratches[..workers];
         let mut rows = OwnedRows::new(out);
+        if units < workers && inputs.causal && self.spreads(q_len) {
+            for unit in 0..units {
+                rules.shape.reset(total);
+                let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                let scratch = (&mut *scratches, &mut wave[..]);
+                rules.extend_spread(&operands, (&mut total[..], 0), scratch, of_unit);
+            }
+            return Ok(());
+        }
         if units < workers && !inputs.causal {
             for unit in 0..units {
                 let operands = self.operands(inputs, unit);
@@ -292,7 +309,7 @@ impl LinearPlan {
     /// lengths only where a sequence has fewer new tokens than others: rows beyond see all keys there are.
     ///
     /// # Errors
-    /// As [`LinearPlan::run`], or the state is that of another batch or plan; neither output nor state are written then.
+    /// As [`LinearPlan::run`], or the state is that of another batch, other sizes, another map or projection; neither output nor state are written then.
     pub fn extend<Q: Element>(
         &self,
         inputs: &LinearInputs<'_>,
@@ -314,11 +331,22 @@ impl LinearPlan {
         if units == 0 || q_len == 0 {
             return Ok(());
         }
-        let workers = self.workers(units, [q_len, q_len], true).min(units);
-        let part = units.div_ceil(MAX_PARTS.min(4 * workers));
+        let workers = self.workers(units, [q_len, q_len], true);
         let LinearState { data, lens, kv_heads, .. } = state;
         let (kv_heads, seen) = (*kv_heads, &lens[..]);
         let mut rows = OwnedRows::new(out);
+        if units < workers && self.spreads(q_len) {
+            let LinearWorkspace { workers: scratches, wave, .. } = workspace;
+            for (unit, state) in data.chunks_exact_mut(self.unit_len).enumerate() {
+                let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                let scratch = (&mut scratches[..workers], &mut wave[..]);
+                rules.extend_spread(&operands, (state, seen[unit / kv_heads]), scratch, of_unit);
+            }
+            count_keys(inputs, lens);
+            return Ok(());
+        }
+        let workers = workers.min(units);
+        let part = units.div_ceil(MAX_PARTS.min(4 * workers));
         let parts = data.chunks_mut(part * self.unit_len).enumerate();
         let parts = parts.map(|(index, states)| (index * part, states, rows.take_heads(part * group)));
         let scratches = &mut workspace.workers[..workers];
@@ -333,7 +361,7 @@ impl LinearPlan {
                 }
             },
         );
-        lens.iter_mut().enumerate().for_each(|(sequence, len)| *len += inputs.keys_of(sequence));
+        count_keys(inputs, lens);
         Ok(())
     }
 
@@ -368,7 +396,7 @@ impl LinearPlan {
                 self.rules.absorb(&operands, 0..operands.keys, (state, len), scratch);
             }
         });
-        lens.iter_mut().enumerate().for_each(|(sequence, len)| *len += inputs.keys_of(sequence));
+        count_keys(inputs, lens);
         Ok(())
     }
 
@@ -411,6 +439,11 @@ impl LinearPlan {
             }
         });
         Ok(())
+    }
+
+    /// Whether a unit's causal rows may be shared out.
+    fn spreads(&self, q_len: usize) -> bool {
+        q_len >= SPREAD_FROM && self.wave > 0
     }
 
     /// A unit's keys into `state`, which has none yet, split by split.
@@ -492,7 +525,9 @@ impl LinearPlan {
         check_shape("workspace", self.rules.shape, workspace.shape)?;
         let parts = [
             ("threads", self.max_threads, workspace.workers.len()),
+            ("query heads of a KV head", self.rules.group, workspace.group),
             ("elements for splits of keys", self.splits * self.unit_len, workspace.splits.len()),
+            ("blocks side by side", self.wave, workspace.wave.len()),
         ];
         match parts.into_iter().find(|(_, expected, got)| got < expected) {
             None => Ok(()),
@@ -516,7 +551,8 @@ impl LinearPlan {
     fn check_state(&self, batch: usize, state: &LinearState) -> Result<(), AttentionError> {
         check_size("state", "batch", batch, state.batch())?;
         check_size("state", "kv_heads", self.problem.kv_heads, state.kv_heads)?;
-        check_shape("state", self.rules.shape, state.shape)
+        check_shape("state", self.rules.shape, state.shape)?;
+        check_map("state", self.rules.fingerprint, state.fingerprint)
     }
 
     /// Whether the state can count its tokens.
@@ -527,6 +563,22 @@ impl LinearPlan {
             Some(_) => Err(AttentionError::SizeOverflow { operand: "state" }),
         }
     }
+}
+
+/// Counts the keys of a call that is done.
+fn count_keys(inputs: &LinearInputs<'_>, lens: &mut [usize]) {
+    lens.iter_mut().enumerate().for_each(|(sequence, len)| *len += inputs.keys_of(sequence));
+}
+
+/// Parts of a workspace.
+fn several<T>(count: usize, make: impl Fn() -> Result<T, AttentionError>) -> Result<Vec<T>, AttentionError> {
+    let mut list = Vec::new();
+    let bytes = count.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(count).map_err(|_| AttentionError::OutOfMemory { what: "workspace", bytes })?;
+    for _ in 0..count {
+        list.push(make()?);
+    }
+    Ok(list)
 }
 
 /// The first unit of a part, its states and its rows.

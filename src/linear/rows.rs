@@ -1,21 +1,21 @@
 //! Query rows of a block: features, what older keys give them, and what those of their own block do.
 //!
 //! ```text
-//! acc_i = factor_i (sum_f a_if S_f)  +  sum_j p_ij v_j         one chain over features, then one over keys
+//! acc_i = factor_i (sum_f a_if S_f)  +  sum_j p_ij v_j         a chain over features, one over keys, their sum
 //! den_i = factor_i (sum_f a_if z_f)  +  sum_j p_ij             p_ij = φ(q_i) · φ(k_j), decayed; or exp(q_i · k_j) in a window
 //! ```
 //!
 //! Keys that a row does not see are in no sum, whatever they hold: of the keys that only some of a group of rows see, each
 //! row takes its own.
 
-use super::features::{Exponential, Ready, Side, whole_columns};
+use super::features::{Exponential, Ready, Side, vectors, whole_columns};
 use super::gauge::bits;
 use super::products::{AddRows, Project};
 use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
 use crate::kernel::MAX_ROWS;
-use crate::kernel::pack::scale_row;
+use crate::kernel::pack::merge_row;
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::math::vector;
 use crate::panels::PANEL;
@@ -38,6 +38,15 @@ pub(crate) enum Pairs<'a> {
     Exact { keys: &'a [f32], scale: f32 },
 }
 
+/// Queries of a block.
+#[derive(Clone, Copy)]
+pub(crate) enum Queries<'a> {
+    /// As they are, `[head_dim][64]`.
+    Panel(&'a [f32]),
+    /// Mapped, for exponential maps: `[features][64]`, before the gauge.
+    Exponents(&'a [f32]),
+}
+
 /// Rows of a block.
 pub(crate) struct Rows<'a> {
     pub(crate) map: &'a Ready,
@@ -46,8 +55,8 @@ pub(crate) struct Rows<'a> {
     /// Whether the state has keys.
     pub(crate) has_state: bool,
     pub(crate) pairs: Pairs<'a>,
-    /// Queries, `[head_dim][64]`.
-    pub(crate) panel: &'a [f32],
+    /// As they are if `pairs` are exact.
+    pub(crate) queries: Queries<'a>,
     /// Values of the block, `[64][v_stride]`.
     pub(crate) values: &'a [f32],
     /// Columns that are rows.
@@ -70,10 +79,12 @@ pub(crate) struct RowScratch {
     pub(crate) queries: AlignedBuf<f32>,
     /// `[6][64]`.
     pub(crate) scores: AlignedBuf<f32>,
-    /// A vector and its features, for maps that go token by token.
+    /// A vector and its features, 64 at least, for maps that go token by token.
     pub(crate) row: AlignedBuf<f32>,
     /// Output rows before division, `[64][v_stride]`.
     pub(crate) acc: AlignedBuf<f32>,
+    /// What 6 rows get from their own block, `[6][v_stride]`.
+    own: AlignedBuf<f32>,
     /// Denominators.
     pub(crate) denominators: [f32; PANEL],
     /// What of the weights of features is not in them yet: log2, or decayed, a factor.
@@ -89,16 +100,17 @@ impl RowScratch {
             transposed: buffer(features * PANEL)?,
             queries: buffer(if window { head_dim * PANEL } else { 0 })?,
             scores: buffer(MAX_ROWS * PANEL)?,
-            row: buffer(head_dim + features)?,
+            row: buffer(head_dim + features.max(PANEL))?,
             acc: buffer(v_stride * PANEL)?,
+            own: buffer(v_stride * MAX_ROWS)?,
             denominators: [0.0; PANEL],
             factors: [0.0; PANEL],
         })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let Self { features, transposed, queries, scores, row, acc, .. } = self;
-        [features, transposed, queries, scores, row, acc].iter().map(|buffer| buffer.bytes()).sum()
+        let Self { features, transposed, queries, scores, row, acc, own, .. } = self;
+        [features, transposed, queries, scores, row, acc, own].iter().map(|buffer| buffer.bytes()).sum()
     }
 }
 
@@ -107,26 +119,34 @@ impl Kernel for Rows<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Rows { map, shape, state, has_state, pairs, panel, values, rows, keys, causal, scratch } = self;
+        let Rows { map, shape, state, has_state, pairs, queries, values, rows, keys, causal, scratch } = self;
         let StateShape { features, head_dim, v_dim, v_stride, .. } = shape;
-        let RowScratch { features: own, transposed, queries, scores, row, acc, denominators, factors } =
-            scratch;
+        let RowScratch { features: mapped, transposed, queries: copied, scores, row, .. } = scratch;
+        let RowScratch { acc, own, denominators, factors, .. } = scratch;
         denominators[rows.clone()].fill(0.0);
         factors[rows.clone()].fill(f32::NEG_INFINITY);
+        let columns = vectors::<I>(&rows);
         if has_state || !matches!(pairs, Pairs::Exact { .. }) {
-            map.apply(isa, Side::Query, panel, rows.clone(), (row, own));
+            match queries {
+                Queries::Panel(panel) => map.apply(isa, Side::Query, panel, rows.clone(), (row, mapped)),
+                Queries::Exponents(from) => copy_columns(from, columns.clone(), mapped),
+            }
             if let Some(map) = map.exponential() {
-                weigh(isa, (map, panel), own, state.gauge, has_state, whole_columns(&rows), factors);
+                let lacking = match (pairs, queries) {
+                    (Pairs::Exact { .. }, Queries::Panel(panel)) if has_state => Some((map, panel)),
+                    _ => None,
+                };
+                weigh(isa, mapped, state.gauge, columns.clone(), lacking, factors);
             }
             if has_state {
-                sum_norms(isa, own, state.norms, whole_columns(&rows), denominators);
+                sum_norms(isa, mapped, state.norms, columns.clone(), denominators);
             }
-            transpose(isa, own, features, whole_columns(&rows), transposed);
+            transpose(isa, mapped, features, columns.clone(), transposed);
         }
-        let (left, dims) = match pairs {
-            Pairs::Exact { .. } => {
-                transpose(isa, panel, head_dim, whole_columns(&rows), queries);
-                (&**queries, head_dim)
+        let (left, dims) = match (pairs, queries) {
+            (Pairs::Exact { .. }, Queries::Panel(panel)) => {
+                transpose(isa, panel, head_dim, columns, copied);
+                (&**copied, head_dim)
             }
             _ => (&**transposed, features),
         };
@@ -136,7 +156,9 @@ impl Kernel for Rows<'_> {
         for first in rows.clone().step_by(MAX_ROWS) {
             let group = first..rows.end.min(first + MAX_ROWS);
             let acc = &mut acc[first * v_stride..group.end * v_stride];
+            let own = &mut own[..group.len() * v_stride];
             acc.fill(0.0);
+            own.fill(0.0);
             let seen = |row: usize| if causal { keys.end.min(row + 1) } else { keys.end };
             let shared = keys.start..seen(first).max(keys.start);
             let columns = whole_columns(&(keys.start..seen(group.end - 1).max(keys.start)));
@@ -161,8 +183,8 @@ impl Kernel for Rows<'_> {
                     Pairs::Decayed { totals, .. } => decay(isa, totals, row, keys.clone(), scores),
                     Pairs::Exact { .. } => exact(isa, scale, factors[row], keys.clone(), scores),
                 };
+                factors[row] = factor;
                 if has_state && factor != 1.0 {
-                    scale_row(isa, &mut acc[index * v_stride..][..v_stride], factor);
                     denominators[row] *= factor;
                 }
                 denominators[row] += sum_columns(isa, scores, keys);
@@ -170,39 +192,47 @@ impl Kernel for Rows<'_> {
             let weights = WeightedRows {
                 weights: &scores[shared.start..],
                 weights_stride: PANEL,
-                acc: &mut *acc,
+                acc: &mut *own,
                 acc_stride: v_stride,
             };
             let block = ValueRows { data: &values.data[shared.start * v_stride..], ..values };
             isa.call(AddRows { rows: group.len(), values: block, count: shared.len(), step: PANEL, weights });
             for (index, row) in group.clone().enumerate() {
-                let own = shared.end..seen(row).max(shared.end);
-                if own.is_empty() {
-                    continue;
-                }
+                let seen_alone = shared.end..seen(row).max(shared.end);
+                let own = &mut own[index * v_stride..][..v_stride];
                 let weights = WeightedRows {
-                    weights: &scores[index * PANEL + own.start..],
+                    weights: &scores[index * PANEL + seen_alone.start..],
                     weights_stride: PANEL,
-                    acc: &mut acc[index * v_stride..][..v_stride],
+                    acc: &mut *own,
                     acc_stride: v_stride,
                 };
-                let block = ValueRows { data: &values.data[own.start * v_stride..], ..values };
-                isa.call(AddRows { rows: 1, values: block, count: own.len(), step: PANEL, weights });
+                let block = ValueRows { data: &values.data[seen_alone.start * v_stride..], ..values };
+                isa.call(AddRows { rows: 1, values: block, count: seen_alone.len(), step: PANEL, weights });
+                // By themselves first, as the weights are: next to all keys before, each would round away the same way.
+                let factor = if has_state { factors[row] } else { 0.0 };
+                merge_row(isa, &mut acc[index * v_stride..][..v_stride], factor, own, 1.0);
             }
         }
     }
 }
 
-/// Exponents of queries into features under the gauge, with a maximum of 1; `factors` become what they lack, in log2. Without
-/// keys there is no gauge yet, and no feature counts.
+/// Some columns of `[count][64]`.
+#[inline(always)]
+fn copy_columns(from: &[f32], columns: Range<usize>, to: &mut [f32]) {
+    for (to, from) in to.chunks_exact_mut(PANEL).zip(from.chunks_exact(PANEL)) {
+        to[columns.clone()].copy_from_slice(&from[columns.clone()]);
+    }
+}
+
+/// Exponents of queries into features under the gauge, with a maximum of 1. Without keys there is no gauge yet, and no
+/// feature counts. Given the map and its queries, `factors` become what features lack, in log2.
 #[inline(always)]
 fn weigh<I: Isa>(
     isa: I,
-    (map, panel): (&Exponential, &[f32]),
     features: &mut [f32],
     gauge: &[f32],
-    has_state: bool,
     columns: Range<usize>,
+    lacking: Option<(&Exponential, &[f32])>,
     factors: &mut [f32; PANEL],
 ) {
     for column in columns.step_by(I::LANES) {
@@ -217,7 +247,7 @@ fn weigh<I: Isa>(
             let row = &mut row[column..];
             isa.store(vector::exp2(isa, isa.sub(isa.load(row), max)), row);
         }
-        if has_state {
+        if let Some((map, panel)) = lacking {
             let lacking = isa.sub(isa.splat(map.constant), map.log_norm(isa, panel, column));
             isa.store(isa.add(max, lacking), &mut factors[column..]);
         }
@@ -269,10 +299,9 @@ fn transpose<I: Isa>(isa: I, from: &[f32], count: usize, columns: Range<usize>, 
 /// Decays a row's weights; returns what those of older keys have to be multiplied by.
 #[inline(always)]
 fn decay<I: Isa>(isa: I, totals: &[f32; PANEL], row: usize, keys: Range<usize>, scores: &mut [f32]) -> f32 {
-    // Rows beyond the last key stand where it does.
-    let total = totals[row.min(PANEL - 1)];
+    let total = totals[row];
     let log2 = isa.splat(LOG2_E);
-    for column in whole_columns(&keys).step_by(I::LANES) {
+    for column in vectors::<I>(&keys).step_by(I::LANES) {
         let exponent = isa.mul(isa.sub(isa.splat(total), isa.load(&totals[column..])), log2);
         let scores = &mut scores[column..];
         isa.store(isa.mul(isa.load(scores), vector::exp2(isa, exponent)), scores);
@@ -285,7 +314,7 @@ fn decay<I: Isa>(isa: I, totals: &[f32; PANEL], row: usize, keys: Range<usize>, 
 pub(crate) fn sum_columns<I: Isa>(isa: I, row: &[f32], columns: Range<usize>) -> f32 {
     let (kept, zero) = (bits(&columns), isa.splat(0.0));
     let mut sum = zero;
-    for column in whole_columns(&columns).step_by(I::LANES) {
+    for column in vectors::<I>(&columns).step_by(I::LANES) {
         let x = isa.load(&row[column..]);
         sum = isa.add(sum, isa.select(isa.mask((kept >> column) as u32), x, zero));
     }
@@ -297,7 +326,7 @@ pub(crate) fn sum_columns<I: Isa>(isa: I, row: &[f32], columns: Range<usize>) ->
 fn exact<I: Isa>(isa: I, scale: f32, features: f32, keys: Range<usize>, scores: &mut [f32]) -> f32 {
     let (kept, lost) = (bits(&keys), isa.splat(f32::NEG_INFINITY));
     let mut largest = lost;
-    for column in whole_columns(&keys).step_by(I::LANES) {
+    for column in vectors::<I>(&keys).step_by(I::LANES) {
         let scores = &mut scores[column..];
         let score = isa.mul(isa.load(scores), isa.splat(scale));
         isa.store(score, scores);
@@ -305,7 +334,7 @@ fn exact<I: Isa>(isa: I, scale: f32, features: f32, keys: Range<usize>, scores: 
         largest = isa.max(isa.select(isa.mask((kept >> column) as u32), score, lost), largest);
     }
     let max = larger(features, isa.reduce_max(largest));
-    for column in whole_columns(&keys).step_by(I::LANES) {
+    for column in vectors::<I>(&keys).step_by(I::LANES) {
         let scores = &mut scores[column..];
         isa.store(vector::exp2(isa, isa.sub(isa.load(scores), isa.splat(max))), scores);
     }

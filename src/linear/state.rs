@@ -4,11 +4,12 @@
 //! a KV head of a sequence:   sums    [features][v_dim]   sum_j φ(k_j) v_j        relative to the gauge
 //!                            norms   [features]          sum_j φ(k_j)
 //!                            gauge   [features]          log2 of what each is relative to; exponential maps only
-//!                            decay   [1]                 sum_j log_decay_j
+//!                            decay   [1]                 sum_j log_decay_j; -inf if one was
 //!                            keys    [head_dim][64]      of the block of 64 tokens that is not full yet,
 //!                            values  [64][v_dim]         with an exact window only
 //! ```
 
+use super::fingerprint::{self, SAVED};
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::pack::{merge_row, scale_row};
@@ -119,18 +120,25 @@ impl StateShape {
 
 /// What is known of the keys and values of a batch of sequences, in a size that does not grow with their number.
 ///
-/// Made by [`LinearPlan::state`](super::LinearPlan::state); serves plans of the same map, directions and sizes (that the
-/// directions are the same is not checked).
+/// Made by [`LinearPlan::state`](super::LinearPlan::state); serves plans of the same map, directions, scale and sizes.
 #[derive(Debug)]
 pub struct LinearState {
     pub(crate) data: AlignedBuf<f32>,
     pub(crate) shape: StateShape,
+    /// That of the map whose features are summed.
+    pub(crate) fingerprint: u64,
+    /// The plan's, for what is computed without it.
+    level: Level,
     pub(crate) kv_heads: usize,
     pub(crate) lens: Vec<usize>,
 }
 
 impl LinearState {
-    pub(crate) fn new(shape: StateShape, batch: usize, kv_heads: usize) -> Result<Self, AttentionError> {
+    pub(crate) fn new(
+        shape: StateShape,
+        (fingerprint, level): (u64, Level),
+        [batch, kv_heads]: [usize; 2],
+    ) -> Result<Self, AttentionError> {
         let overflow = AttentionError::SizeOverflow { operand: "state" };
         let units = batch.checked_mul(kv_heads).ok_or_else(|| overflow.clone())?;
         let size = units.checked_mul(shape.unit_len()?).ok_or(overflow)?;
@@ -138,7 +146,8 @@ impl LinearState {
         let bytes = batch.saturating_mul(size_of::<usize>());
         lens.try_reserve_exact(batch).map_err(|_| AttentionError::OutOfMemory { what: "state", bytes })?;
         lens.resize(batch, 0);
-        let mut state = Self { data: AlignedBuf::zeroed("state", size)?, shape, kv_heads, lens };
+        let data = AlignedBuf::zeroed("state", size)?;
+        let mut state = Self { data, shape, fingerprint, level, kv_heads, lens };
         state.reset();
         Ok(state)
     }
@@ -171,12 +180,13 @@ impl LinearState {
 
     /// How many numbers [`LinearState::save`] writes.
     pub fn saved_len(&self) -> usize {
-        self.shape.saved_len() * self.kv_heads * self.batch()
+        SAVED + self.shape.saved_len() * self.kv_heads * self.batch()
     }
 
     /// Writes the state to plain slices: `numbers` of [`LinearState::saved_len`] and a length for each sequence.
     ///
-    /// For each sequence and KV head, one after another: sums `[features, v_dim]`, norms `[features]`, for exponential maps
+    /// First 4 numbers that tell the map, its directions and its scale from others: 64 bits, 16 each. Then for each sequence
+    /// and KV head, one after another: sums `[features, v_dim]`, norms `[features]`, for exponential maps
     /// the gauge `[features]` (log2; -inf where no key was seen), the sum of log-decays; with an exact window the keys
     /// `[head_dim, 64]` and values `[64, v_dim]` of the block that is not full, 0 where there is none. Features of
     /// exponential maps are relative to the gauge.
@@ -188,7 +198,8 @@ impl LinearState {
         check_size("lens", "batch", self.batch(), lens.len())?;
         lens.copy_from_slice(&self.lens);
         let shape = self.shape;
-        let mut scratch = numbers;
+        let (map, mut scratch) = numbers.split_at_mut(SAVED);
+        map.copy_from_slice(&fingerprint::numbers(self.fingerprint));
         for (index, unit) in self.data.chunks_exact(self.unit_len()).enumerate() {
             let held = self.lens[index / self.kv_heads] % PANEL;
             let mut put = |values: &[f32]| {
@@ -215,13 +226,17 @@ impl LinearState {
     /// Takes on what [`LinearState::save`] wrote.
     ///
     /// # Errors
-    /// A slice has another length; the state is then as before.
+    /// A slice has another length, or what was saved is of another map, projection or scale; the state is then as before.
     pub fn restore(&mut self, numbers: &[f32], lens: &[usize]) -> Result<(), AttentionError> {
         check_size("numbers", "elements", self.saved_len(), numbers.len())?;
         check_size("lens", "batch", self.batch(), lens.len())?;
+        let (map, mut rest) = numbers.split_at(SAVED);
+        let own = fingerprint::numbers(self.fingerprint);
+        if map != own {
+            return Err(another_map("numbers", format!("{map:?}, this state has {own:?}")));
+        }
         self.lens.copy_from_slice(lens);
         let (shape, len) = (self.shape, self.unit_len());
-        let mut rest = numbers;
         for unit in self.data.chunks_exact_mut(len) {
             let mut take = |to: &mut [f32]| {
                 let (from, later) = rest.split_at(to.len());
@@ -239,15 +254,17 @@ impl LinearState {
         Ok(())
     }
 
-    /// Joins the state of later tokens to this one: as if all had been seen by this one, within rounding.
+    /// Joins the state of later tokens to this one: as if all had been seen by this one, within rounding, at the level of the
+    /// plan that made it. Of what lies before a log-decay of -inf nothing is left.
     ///
     /// # Errors
-    /// Sizes differ, an exact window is kept (whose block is not a sum), the number of tokens overflows, or `LUCID_LEVEL`
-    /// names a level that is not there; the state is then as before.
+    /// Sizes, maps, projections or scales differ, an exact window is kept (whose block is not a sum), or the number of tokens
+    /// overflows; the state is then as before.
     pub fn merge(&mut self, later: &LinearState) -> Result<(), AttentionError> {
         check_size("later", "batch", self.batch(), later.batch())?;
         check_size("later", "kv_heads", self.kv_heads, later.kv_heads)?;
         check_shape("later", self.shape, later.shape)?;
+        check_map("later", self.fingerprint, later.fingerprint)?;
         if self.shape.window {
             return Err(AttentionError::Conflict {
                 operand: "merge",
@@ -260,8 +277,7 @@ impl LinearState {
         if pairs.any(|(a, &b)| a.checked_add(b).is_none()) {
             return Err(overflow);
         }
-        let level = Level::detect()?;
-        let (shape, len) = (self.shape, self.unit_len());
+        let (shape, len, level) = (self.shape, self.unit_len(), self.level);
         for (unit, other) in self.data.chunks_exact_mut(len).zip(later.data.chunks_exact(len)) {
             merge_units(level, shape, unit, other);
         }
@@ -286,6 +302,19 @@ pub(crate) fn check_shape(
     Ok(())
 }
 
+/// Compares the map whose features a state sums up with what it has to be.
+pub(crate) fn check_map(operand: &'static str, expected: u64, got: u64) -> Result<(), AttentionError> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(another_map(operand, format!("{got:016x} instead of {expected:016x}")))
+}
+
+fn another_map(operand: &'static str, got: String) -> AttentionError {
+    let expected = "a state of the same map, projection and scale, as their fingerprint tells";
+    AttentionError::Value { operand, expected, got }
+}
+
 /// Joins the state of later tokens to a unit's.
 pub(crate) fn merge_units(level: Level, shape: StateShape, unit: &mut [f32], later: &[f32]) {
     level.dispatch(Merge { shape, unit, later });
@@ -304,7 +333,11 @@ impl Kernel for Merge<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Merge { shape, unit, later } = self;
         let StateShape { features, v_stride, gauged, .. } = shape;
-        let later = shape.view(later);
+        let whole = later;
+        let later = shape.view(whole);
+        if *later.decay == f32::NEG_INFINITY {
+            return unit.copy_from_slice(whole);
+        }
         let UnitState { sums: rows, norms, gauge, decay, .. } = shape.split(unit);
         for feature in 0..features {
             let (mut own, mut factor) = (exp2(isa, later.decay * LOG2_E), 1.0);
@@ -323,6 +356,13 @@ impl Kernel for Merge<'_> {
         }
         *decay += later.decay;
     }
+}
+
+/// Lets go of all keys, as a log-decay of -inf does.
+pub(crate) fn forget(state: &mut UnitState<'_>) {
+    state.sums.fill(0.0);
+    state.norms.fill(0.0);
+    *state.decay = f32::NEG_INFINITY;
 }
 
 /// Multiplies a feature's sums.

@@ -2,32 +2,32 @@
 //!
 //! ```text
 //! extend   block: keys -> exponents -> run of tokens with one gauge:  features -> rows of each query head -> state += keys
-//!                                      (the whole block, but for the first key, or one far above all before)
+//!                                      (the whole block, but for the first key, or one far above all before, or one that
+//!                                      lets go of all before)
 //! absorb   block: keys -> features -> state += keys
 //! attend   block: rows, all keys of the state
 //! ```
 //!
+//! On several threads a unit's blocks go in waves: [`spread`].
+//!
 //! With an exact window blocks are those of 64 positions, and a block's keys join the state when it is full.
 
-use super::features::{Ready, Side, whole_columns};
-use super::gauge;
-use super::products::AddRows;
-use super::rows::{Pairs, RowScratch, Rows, sum_columns};
-use super::state::{StateShape, UnitState, UnitView, rescale};
-use crate::element::Element;
+mod kernels;
+pub(crate) mod spread;
+
+use super::features::{Ready, Side};
+use super::gauge::{self, bits};
+use super::rows::{Pairs, Queries, RowScratch, Rows};
+use super::state::{StateShape, UnitState, UnitView, forget};
 use crate::error::AttentionError;
-use crate::isa::{Isa, Kernel, Level};
-use crate::kernel::MAX_ROWS;
-use crate::kernel::pack::{pack_panels, widen};
-use crate::kernel::score::KeyRows;
-use crate::kernel::value::{ValueRows, WeightedRows};
-use crate::math::vector;
+use crate::isa::Level;
 use crate::panels::PANEL;
 use crate::rows::OwnedRows;
 use crate::scratch::AlignedBuf;
-use crate::softmax::exp2;
-use crate::view::{AnyView, View, with_any_view};
-use std::f32::consts::LOG2_E;
+use crate::view::{AnyView, View};
+use kernels::{
+    Fold, MapTokens, Store, load_panel, load_values, run_fold, run_map_tokens, run_rows, run_store,
+};
 use std::ops::Range;
 
 /// How a plan's units are worked off.
@@ -40,6 +40,8 @@ pub(crate) struct Rules {
     pub(crate) normalize: bool,
     /// What logits are multiplied by, to be in log2.
     pub(crate) log2_scale: f32,
+    /// What tells its features from those of others.
+    pub(crate) fingerprint: u64,
 }
 
 /// Operands of a unit.
@@ -73,8 +75,12 @@ pub(crate) struct UnitScratch {
     keys: AlignedBuf<f32>,
     /// `[64][v_stride]`.
     values: AlignedBuf<f32>,
-    /// Sums of log-decays in the block.
+    /// Exponents of the queries of each head, `[group][features][64]`, where a block has several runs; exponential maps only.
+    queries: AlignedBuf<f32>,
+    /// Sums of log-decays in the block, from the last key on that let go of all before.
     totals: [f32; PANEL],
+    /// Bits of such keys.
+    resets: u64,
     /// The state of a call that keeps none.
     pub(crate) state: AlignedBuf<f32>,
     /// And of a part of its keys.
@@ -82,24 +88,32 @@ pub(crate) struct UnitScratch {
 }
 
 impl UnitScratch {
-    pub(crate) fn new(shape: &StateShape) -> Result<Self, AttentionError> {
+    pub(crate) fn new(shape: &StateShape, group: usize) -> Result<Self, AttentionError> {
         let buffer = |len| AlignedBuf::zeroed("workspace", len);
         let unit = shape.unit_len()?;
+        let in_runs = shape.gauged && !shape.window;
         Ok(Self {
             rows: RowScratch::new(shape)?,
             panel: buffer(shape.head_dim * PANEL)?,
             keys: buffer(shape.features * PANEL)?,
             values: buffer(shape.v_stride * PANEL)?,
+            queries: buffer(if in_runs { group * shape.features * PANEL } else { 0 })?,
             totals: [0.0; PANEL],
+            resets: 0,
             state: buffer(unit)?,
             split: buffer(unit)?,
         })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        let Self { panel, keys, values, state, split, .. } = self;
+        let Self { panel, keys, values, queries, state, split, .. } = self;
         self.rows.bytes()
-            + [panel, keys, values, state, split].iter().map(|buffer| buffer.bytes()).sum::<usize>()
+            + [panel, keys, values, queries, state, split].iter().map(|buffer| buffer.bytes()).sum::<usize>()
+    }
+
+    /// The first key from `column` on that lets go of all before; 64 if none does.
+    fn next_reset(&self, column: usize) -> usize {
+        (self.resets & !bits(&(0..column))).trailing_zeros() as usize
     }
 }
 
@@ -114,23 +128,40 @@ impl Rules {
         (out, heads): (&mut OwnedRows<'_>, Range<usize>),
     ) {
         let tokens = out.tokens().end;
-        let mut start = 0;
-        while start < tokens.min(operands.keys) {
-            let first = if self.shape.window { (len + start) % PANEL } else { 0 };
-            let rows = start..tokens.min(start + PANEL - first);
-            let keys = operands.keys.min(rows.end) - start;
-            let block = Block { tokens: rows.clone(), first, keys, folded: len + start - first > 0 };
+        let keys = tokens.min(operands.keys);
+        self.extend_tokens(operands, 0..keys, (&mut *state, len), scratch, (&mut *out, heads.clone()));
+        let unit = self.shape.view(state);
+        self.attend(operands, (unit, len + operands.keys), scratch, (out, heads), keys..tokens);
+    }
+
+    /// Rows of tokens whose keys are new.
+    fn extend_tokens(
+        &self,
+        operands: &Operands<'_>,
+        tokens: Range<usize>,
+        (state, len): (&mut [f32], usize),
+        scratch: &mut UnitScratch,
+        (out, heads): (&mut OwnedRows<'_>, Range<usize>),
+    ) {
+        let mut start = tokens.start;
+        while start < tokens.end {
+            let block = self.block(start, len, tokens.end);
             self.load(operands, &block, scratch);
             let mut unit = self.shape.split(state);
             if self.shape.window {
-                self.extend_window(operands, &block, &mut unit, scratch, (out, heads.clone()));
+                self.extend_window(operands, &block, &mut unit, scratch, (&mut *out, heads.clone()));
             } else {
-                self.extend_block(operands, &block, &mut unit, scratch, (out, heads.clone()));
+                self.extend_block(operands, &block, &mut unit, scratch, (&mut *out, heads.clone()));
             }
-            start = rows.end;
+            start = block.tokens.end;
         }
-        let unit = self.shape.view(state);
-        self.attend(operands, (unit, len + operands.keys), scratch, (out, heads), start..tokens);
+    }
+
+    /// The tokens from `start` on that share a block, up to `end`, after `len` that were seen before the call.
+    fn block(&self, start: usize, len: usize, end: usize) -> Block {
+        let first = if self.shape.window { (len + start) % PANEL } else { 0 };
+        let end = end.min(start + PANEL - first);
+        Block { tokens: start..end, first, keys: end - start, folded: len + start - first > 0 }
     }
 
     fn extend_block(
@@ -141,42 +172,68 @@ impl Rules {
         scratch: &mut UnitScratch,
         (out, heads): (&mut OwnedRows<'_>, Range<usize>),
     ) {
-        let rows = block.tokens.len();
-        self.map_keys(0..block.keys, &scratch.panel, &mut scratch.rows, &mut scratch.keys);
-        let mut start = 0;
-        loop {
-            let end = self.advance(&mut scratch.keys, start..block.keys, true, unit);
-            let run = if end == block.keys { start..rows } else { start..end };
-            for head in heads.clone() {
-                self.load_queries(operands, block, head, scratch);
-                let UnitScratch { keys, values, totals, panel, rows: row_scratch, .. } = &mut *scratch;
-                let pairs = match operands.decay {
-                    Some(_) => Pairs::Decayed { keys: &*keys, totals: &*totals },
-                    None => Pairs::Features(&*keys),
-                };
-                let task = Rows {
-                    map: &self.map,
-                    shape: self.shape,
-                    state: unit.view(),
-                    has_state: block.folded || start > 0,
-                    pairs,
-                    panel: &*panel,
-                    values: &*values,
-                    rows: run.clone(),
-                    keys: start..end,
-                    causal: true,
-                    scratch: row_scratch,
-                };
-                run_rows(self.level, task);
-                self.store(head, block, run.clone(), &scratch.rows, out);
+        let mut keys = std::mem::take(&mut scratch.keys);
+        self.map_keys(0..block.keys, &scratch.panel, &mut scratch.rows, &mut keys);
+        let (mut start, mut has_state, mut mapped) = (0, block.folded, false);
+        while start < block.keys {
+            if scratch.next_reset(start) == start {
+                forget(unit);
+                has_state = false;
             }
-            let UnitScratch { keys, values, totals, rows: RowScratch { acc, .. }, .. } = &mut *scratch;
+            let end = scratch.next_reset(start + 1).min(block.keys);
+            let end = self.advance(&mut keys, start..end, true, unit);
+            if self.shape.gauged && end < block.keys && !mapped {
+                self.map_queries(operands, block, heads.clone(), scratch);
+                mapped = true;
+            }
+            let run = Run { columns: start..end, keys: &keys, state: unit.view(), has_state, mapped };
+            self.attend_run(operands, block, &run, scratch, (&mut *out, heads.clone()));
+            let UnitScratch { values, totals, rows: RowScratch { acc, .. }, .. } = &mut *scratch;
             let totals = operands.decay.map(|_| &*totals);
-            self.fold(keys, start..end, values, totals, (unit, acc));
-            start = end;
-            if start == block.keys {
-                return;
+            self.fold(&mut keys, start..end, values, totals, (unit, acc));
+            (start, has_state) = (end, true);
+        }
+        scratch.keys = keys;
+    }
+
+    /// Rows of tokens whose keys share a gauge and let go of none of each other.
+    fn attend_run(
+        &self,
+        operands: &Operands<'_>,
+        block: &Block,
+        run: &Run<'_>,
+        scratch: &mut UnitScratch,
+        (out, heads): (&mut OwnedRows<'_>, Range<usize>),
+    ) {
+        let size = self.shape.features * PANEL;
+        for (index, head) in heads.enumerate() {
+            if !run.mapped {
+                self.load_queries(operands, block, head, scratch);
             }
+            let UnitScratch { values, totals, panel, queries, rows, .. } = &mut *scratch;
+            let pairs = match operands.decay {
+                Some(_) => Pairs::Decayed { keys: run.keys, totals: &*totals },
+                None => Pairs::Features(run.keys),
+            };
+            let queries = match run.mapped {
+                true => Queries::Exponents(&queries[index * size..][..size]),
+                false => Queries::Panel(&*panel),
+            };
+            let task = Rows {
+                map: &self.map,
+                shape: self.shape,
+                state: run.state,
+                has_state: run.has_state,
+                pairs,
+                queries,
+                values: &*values,
+                rows: run.columns.clone(),
+                keys: run.columns.clone(),
+                causal: true,
+                scratch: rows,
+            };
+            run_rows(self.level, task);
+            self.store(head, block, run.columns.clone(), &scratch.rows, out);
         }
     }
 
@@ -226,7 +283,7 @@ impl Rules {
             state: unit,
             has_state,
             pairs: Pairs::Exact { keys: unit.keys, scale: self.log2_scale },
-            panel: &scratch.panel,
+            queries: Queries::Panel(&scratch.panel),
             values: unit.values,
             rows: rows.clone(),
             keys: 0..keys,
@@ -246,21 +303,24 @@ impl Rules {
     ) {
         let mut start = tokens.start;
         while start < tokens.end {
-            let first = if self.shape.window { (len + start) % PANEL } else { 0 };
-            let end = tokens.end.min(start + PANEL - first);
-            let block = Block { tokens: start..end, first, keys: end - start, folded: false };
+            let block = self.block(start, len, tokens.end);
             self.load(operands, &block, scratch);
             let mut unit = self.shape.split(state);
             if self.shape.window {
                 self.extend_window(operands, &block, &mut unit, scratch, (&mut OwnedRows::none(), 0..0));
             } else {
-                self.map_keys(0..block.keys, &scratch.panel, &mut scratch.rows, &mut scratch.keys);
-                self.advance(&mut scratch.keys, 0..block.keys, false, &mut unit);
+                let mut kept = 0..block.keys;
+                if scratch.resets != 0 {
+                    forget(&mut unit);
+                    kept.start = scratch.resets.ilog2() as usize;
+                }
+                self.map_keys(kept.clone(), &scratch.panel, &mut scratch.rows, &mut scratch.keys);
+                self.advance(&mut scratch.keys, kept.clone(), false, &mut unit);
                 let UnitScratch { keys, values, totals, rows: RowScratch { acc, .. }, .. } = &mut *scratch;
                 let totals = operands.decay.map(|_| &*totals);
-                self.fold(keys, 0..block.keys, values, totals, (&mut unit, acc));
+                self.fold(keys, kept, values, totals, (&mut unit, acc));
             }
-            start = end;
+            start = block.tokens.end;
         }
     }
 
@@ -295,7 +355,7 @@ impl Rules {
                         state: unit,
                         has_state: true,
                         pairs: Pairs::Features(&scratch.keys),
-                        panel: &scratch.panel,
+                        queries: Queries::Panel(&scratch.panel),
                         values: &scratch.values,
                         rows: rows.clone(),
                         keys: 0..0,
@@ -311,10 +371,15 @@ impl Rules {
 
     /// Keys, values and decays of a block into scratch.
     fn load(&self, operands: &Operands<'_>, block: &Block, scratch: &mut UnitScratch) {
+        let tokens = block.tokens.start..block.tokens.start + block.keys;
+        load_panel(self.level, &operands.k, operands.place, tokens, &mut scratch.panel);
+        self.load_values(operands, block, scratch);
+    }
+
+    fn load_values(&self, operands: &Operands<'_>, block: &Block, scratch: &mut UnitScratch) {
         let [b, h] = operands.place;
         let start = block.tokens.start;
         let tokens = start..start + block.keys;
-        load_panel(self.level, &operands.k, [b, h], tokens.clone(), &mut scratch.panel);
         load_values(
             self.level,
             &operands.v,
@@ -322,14 +387,20 @@ impl Rules {
             tokens.clone(),
             (&mut scratch.values, self.shape.v_stride),
         );
+        scratch.resets = 0;
         if let Some(decay) = operands.decay {
             let mut total = 0.0;
             for (index, slot) in scratch.totals.iter_mut().enumerate() {
                 if index < block.keys {
-                    total += match decay {
+                    let decay = match decay {
                         UnitDecay::Constant(decay) => decay,
                         UnitDecay::Tokens(view) => view.from(b, h, start + index)[0],
                     };
+                    total += decay;
+                    if decay == f32::NEG_INFINITY {
+                        total = 0.0;
+                        scratch.resets |= 1 << index;
+                    }
                 }
                 *slot = total;
             }
@@ -350,8 +421,26 @@ impl Rules {
     }
 
     fn map_keys(&self, tokens: Range<usize>, panel: &[f32], scratch: &mut RowScratch, keys: &mut [f32]) {
-        let task = MapKeys { map: &self.map, tokens, panel, row: &mut scratch.row, keys };
-        run_map_keys(self.level, task);
+        let (side, row) = (Side::Key, &mut scratch.row[..]);
+        run_map_tokens(self.level, MapTokens { map: &self.map, side, tokens, panel, row, out: keys });
+    }
+
+    /// The exponents of all queries of a block, of each head.
+    fn map_queries(
+        &self,
+        operands: &Operands<'_>,
+        block: &Block,
+        heads: Range<usize>,
+        scratch: &mut UnitScratch,
+    ) {
+        let size = self.shape.features * PANEL;
+        for (index, head) in heads.enumerate() {
+            self.load_queries(operands, block, head, scratch);
+            let UnitScratch { panel, queries, rows, .. } = &mut *scratch;
+            let (side, tokens) = (Side::Query, 0..block.tokens.len());
+            let (row, out) = (&mut rows.row[..], &mut queries[index * size..][..size]);
+            run_map_tokens(self.level, MapTokens { map: &self.map, side, tokens, panel, row, out });
+        }
     }
 
     fn advance(
@@ -397,6 +486,18 @@ impl Rules {
     }
 }
 
+/// Some columns of a block, queries and keys.
+struct Run<'a> {
+    columns: Range<usize>,
+    /// Features of keys, `[features][64]`.
+    keys: &'a [f32],
+    /// Of all keys before.
+    state: UnitView<'a>,
+    has_state: bool,
+    /// Whether exponents of the queries are in scratch.
+    mapped: bool,
+}
+
 /// Some tokens of a unit that are worked on together.
 struct Block {
     /// Those that are new.
@@ -407,189 +508,4 @@ struct Block {
     keys: usize,
     /// Whether older keys are in the sums.
     folded: bool,
-}
-
-/// Compiles a kernel once, into this crate.
-macro_rules! run {
-    ($name:ident, $kernel:ty) => {
-        #[inline(never)]
-        fn $name(level: Level, task: $kernel) {
-            level.dispatch(task);
-        }
-    };
-}
-run!(run_map_keys, MapKeys<'_>);
-run!(run_rows, Rows<'_>);
-run!(run_fold, Fold<'_, '_>);
-run!(run_store, Store<'_, '_>);
-
-struct MapKeys<'a> {
-    map: &'a Ready,
-    tokens: Range<usize>,
-    panel: &'a [f32],
-    row: &'a mut [f32],
-    keys: &'a mut [f32],
-}
-
-impl Kernel for MapKeys<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        if !self.tokens.is_empty() {
-            self.map.apply(isa, Side::Key, self.panel, self.tokens, (self.row, self.keys));
-        }
-    }
-}
-
-/// Adds keys to the sums.
-struct Fold<'a, 's> {
-    shape: StateShape,
-    /// Features, `[features][64]`; decayed in place.
-    keys: &'a mut [f32],
-    columns: Range<usize>,
-    values: &'a [f32],
-    totals: Option<&'a [f32; PANEL]>,
-    unit: &'a mut UnitState<'s>,
-    /// Room for 6 rows of sums.
-    acc: &'a mut [f32],
-}
-
-impl Kernel for Fold<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Fold { shape, keys, columns, values, totals, unit, acc } = self;
-        let StateShape { features, v_dim, v_stride, .. } = shape;
-        if let Some(totals) = totals {
-            let total = totals[columns.end - 1];
-            let factor = exp2(isa, total * LOG2_E);
-            (0..features).for_each(|feature| rescale(isa, unit, feature, v_stride, factor));
-            *unit.decay += total;
-            decay_keys(isa, keys, totals, total, &columns);
-        }
-        for (norm, row) in unit.norms.iter_mut().zip(keys.chunks_exact(PANEL)) {
-            *norm += sum_columns(isa, row, columns.clone());
-        }
-        let values = ValueRows {
-            data: &values[columns.start * v_stride..],
-            stride: v_stride,
-            v_dim,
-            from_memory: false,
-        };
-        for first in (0..features).step_by(MAX_ROWS) {
-            let weights = &keys[first * PANEL + columns.start..];
-            let rows = MAX_ROWS.min(features - first);
-            // By themselves first, as the norms are: next to all keys before, each would round away the same way.
-            let acc = &mut acc[..rows * v_stride];
-            acc.fill(0.0);
-            let weights =
-                WeightedRows { weights, weights_stride: PANEL, acc: &mut *acc, acc_stride: v_stride };
-            isa.call(AddRows { rows, values, count: columns.len(), step: PANEL, weights });
-            let sums = unit.sums[first * v_stride..][..rows * v_stride].chunks_exact_mut(I::LANES);
-            for (sum, block) in sums.zip(acc.chunks_exact(I::LANES)) {
-                isa.store(isa.add(isa.load(sum), isa.load(block)), sum);
-            }
-        }
-    }
-}
-
-/// Keys as the last of them leaves them.
-#[inline(always)]
-fn decay_keys<I: Isa>(isa: I, keys: &mut [f32], totals: &[f32; PANEL], total: f32, columns: &Range<usize>) {
-    for column in whole_columns(columns).step_by(I::LANES) {
-        let exponent = isa.mul(isa.sub(isa.splat(total), isa.load(&totals[column..])), isa.splat(LOG2_E));
-        let factor = vector::exp2(isa, exponent);
-        for row in keys.chunks_exact_mut(PANEL) {
-            let row = &mut row[column..];
-            isa.store(isa.mul(isa.load(row), factor), row);
-        }
-    }
-}
-
-/// Divides rows and rounds them.
-struct Store<'a, 'o> {
-    v_stride: usize,
-    normalize: bool,
-    head: usize,
-    first_token: usize,
-    rows: Range<usize>,
-    scratch: &'a RowScratch,
-    out: &'a mut OwnedRows<'o>,
-}
-
-impl Kernel for Store<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Store { v_stride, normalize, head, first_token, rows, scratch, out } = self;
-        for (token, row) in (first_token..).zip(rows) {
-            let acc = &scratch.acc[row * v_stride..][..v_stride];
-            let divisor = if normalize { scratch.denominators[row] } else { 1.0 };
-            if divisor == 0.0 {
-                out.store_zero(head, token);
-            } else {
-                out.store(isa, head, token, acc, divisor);
-            }
-        }
-    }
-}
-
-/// Tokens of an operand as columns, the first ones of `panel`. Columns without a token become, or stay, arbitrary.
-#[inline(never)]
-fn load_panel(level: Level, view: &AnyView<'_>, [b, h]: [usize; 2], tokens: Range<usize>, panel: &mut [f32]) {
-    with_any_view!(view, view => {
-        let rows = KeyRows { data: view.from(b, h, tokens.start), stride: view.strides()[2], len: tokens.len() };
-        level.dispatch(LoadPanel { rows, panel });
-    });
-}
-
-struct LoadPanel<'a, T> {
-    rows: KeyRows<'a, T>,
-    panel: &'a mut [f32],
-}
-
-impl<T: Element> Kernel for LoadPanel<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let dims = self.panel.len() / PANEL;
-        pack_panels(isa, self.rows, dims, 0..1, self.panel);
-    }
-}
-
-/// Rows of values, widened.
-#[inline(never)]
-fn load_values(
-    level: Level,
-    view: &AnyView<'_>,
-    [b, h]: [usize; 2],
-    tokens: Range<usize>,
-    (out, v_stride): (&mut [f32], usize),
-) {
-    with_any_view!(view, view => {
-        let v_dim = view.shape()[3];
-        for (token, out) in tokens.zip(out.chunks_exact_mut(v_stride)) {
-            if v_dim > 0 {
-                level.dispatch(Widen { row: &view.from(b, h, token)[..v_dim], out: &mut out[..v_dim] });
-            }
-        }
-    });
-}
-
-struct Widen<'a, T> {
-    row: &'a [T],
-    out: &'a mut [f32],
-}
-
-impl<T: Element> Kernel for Widen<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        widen(isa, self.row, self.out);
-    }
 }

@@ -3,8 +3,9 @@
 use super::case::{Case, Decay, Operands};
 use super::definition::{definition, maps};
 use super::{difference, levels};
+use half::{bf16, f16};
 use lucid_attention::linear::{FeatureMap, LinearInputs, LinearPlan, LinearState, LogDecay};
-use lucid_attention::{View, ViewMut};
+use lucid_attention::{Element, View, ViewMut};
 use std::ops::Range;
 
 /// Where some tokens of a contiguous operand start, their shape and strides.
@@ -71,20 +72,25 @@ fn blocks_and_recurrence_are_the_definition() {
     }
 }
 
-/// Values of 1 give 1, whatever the weights: within 1e-6, but for ReLU's features in causal rows. There most are the same
-/// small number, and the pairs of a row's own block, added one by one to all keys before, round the same way each time.
+/// Values of 1 give 1, whatever the weights: within 1e-6, and in the narrow types, whose units are larger, exactly.
 #[test]
 fn weights_sum_to_one() {
+    sums_to_one::<f32>(1e-6);
+    sums_to_one::<f16>(0.0);
+    sums_to_one::<bf16>(0.0);
+}
+
+fn sums_to_one<T: Element>(limit: f64) {
     for map in maps(16, 64) {
         for causal in [false, true] {
             let case =
                 Case { q_len: 2000, kv_len: 2000, v_dim: 3, causal, map: map.clone(), ..Case::default() };
-            let mut operands = case.operands::<f32>();
-            operands.v.fill(1.0);
+            let mut operands = case.operands::<T>();
+            operands.v.fill(T::from_f32(1.0));
             for level in levels() {
-                let off = difference(&case.run(level, &operands), &vec![1.0; 6000]);
-                let limit = if causal && matches!(map, FeatureMap::Relu { .. }) { 2e-6 } else { 1e-6 };
-                assert!(off <= limit, "{level}: off by {off}, {case:?}");
+                let out: Vec<f32> = case.run(level, &operands).iter().map(|x| x.to_f32()).collect();
+                let off = difference(&out, &vec![1.0; 6000]);
+                assert!(off <= limit, "{level}, {}: off by {off}, {case:?}", T::DTYPE);
             }
         }
     }
@@ -93,23 +99,34 @@ fn weights_sum_to_one() {
 /// Rows of maps that are nowhere negative lie between the smallest and the largest value of a column.
 #[test]
 fn rows_are_means() {
-    for map in
-        maps(16, 24).into_iter().filter(|map| !matches!(map, FeatureMap::Custom(_) | FeatureMap::Taylor))
-    {
-        for sigma in [0.3, 3.0, 30.0] {
-            let case = Case { sigma, q_len: 200, kv_len: 200, map: map.clone(), ..Case::default() };
-            let operands = case.operands::<f32>();
-            for level in levels() {
-                let out = case.run(level, &operands);
-                for column in 0..case.v_dim {
-                    let of = |list: &[f32]| {
-                        list.iter().skip(column).step_by(case.v_dim).copied().collect::<Vec<_>>()
-                    };
-                    let (values, outputs) = (of(&operands.v), of(&out));
-                    let low = values.iter().copied().fold(f32::INFINITY, f32::min) - 1e-5;
-                    let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max) + 1e-5;
-                    assert!(outputs.iter().all(|x| (low..=high).contains(x)), "{level}, {case:?}");
-                }
+    are_means::<f32>();
+    are_means::<f16>();
+    are_means::<bf16>();
+}
+
+fn are_means<T: Element>() {
+    let positive = |map: &FeatureMap| !matches!(map, FeatureMap::Custom(_) | FeatureMap::Taylor);
+    let cases = maps(16, 24).into_iter().filter(positive).flat_map(|map| {
+        [(0.3, false), (3.0, false), (30.0, false), (3.0, true)].map(|(sigma, causal)| Case {
+            sigma,
+            causal,
+            q_len: 200,
+            kv_len: 200,
+            map: map.clone(),
+            ..Case::default()
+        })
+    });
+    for case in cases {
+        let operands = case.operands::<T>();
+        for level in levels() {
+            let out = case.run(level, &operands);
+            for column in 0..case.v_dim {
+                let of =
+                    |list: &[T]| list.iter().skip(column).step_by(case.v_dim).map(|x| x.to_f32()).collect();
+                let (values, outputs): (Vec<f32>, Vec<f32>) = (of(&operands.v), of(&out));
+                let low = values.iter().copied().fold(f32::INFINITY, f32::min) - 1e-5;
+                let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max) + 1e-5;
+                assert!(outputs.iter().all(|x| (low..=high).contains(x)), "{level}, {case:?}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::algebra::{in_pieces, singly};
 use super::case::{Case, Decay};
 use super::definition::{definition, maps};
-use super::{difference, levels};
+use super::{bits, difference, levels};
 use lucid_attention::linear::{FeatureMap, LinearOptions};
 
 fn cases() -> impl Iterator<Item = Case> {
@@ -72,12 +72,66 @@ fn merged_states_fade() {
             let numbers = |state: &lucid_attention::linear::LinearState| {
                 let mut numbers = vec![0.0; state.saved_len()];
                 state.save(&mut numbers, &mut [0; 2]).unwrap();
-                numbers
+                numbers.split_off(4) // the map's fingerprint
             };
             let wide: Vec<f64> = numbers(&whole).into_iter().map(f64::from).collect();
             let largest = wide.iter().fold(1.0f64, |max, x| max.max(x.abs()));
             let off = difference(&numbers(&first), &wide);
             assert!(off <= 1e-5 * largest, "{level}: off by {off} of {largest}, {case:?}");
         }
+    }
+}
+
+/// A gate that is shut: of what came before nothing is seen, not even NaN, wherever it is shut and in whatever pieces.
+#[test]
+fn shut_gates_forget() {
+    for case in cases().filter(|case| case.decay == Some(Decay::PerToken)) {
+        let mut operands = case.operands::<f32>();
+        let shut = [0, 1, 40, 41, 63, 64, 100];
+        for head in operands.per_token.chunks_exact_mut(150) {
+            shut.into_iter().for_each(|token| head[token] = f32::NEG_INFINITY);
+        }
+        let expected = definition(&case, &operands);
+        let mut poisoned = operands.clone();
+        for (list, dim) in [(&mut poisoned.k, 16), (&mut poisoned.v, 8)] {
+            list.chunks_exact_mut(150 * dim).for_each(|head| head[..100 * dim].fill(f32::NAN));
+        }
+        for level in levels() {
+            let out = case.run(level, &operands);
+            let off = difference(&out, &expected);
+            assert!(off <= 3e-5, "{level}: off by {off}, {case:?}");
+            let plan = case.plan(level);
+            for pieces in [singly(150), vec![0..63, 63..64, 64..150]] {
+                let off = difference(&in_pieces(&case, &plan, &operands, &pieces).0, &expected);
+                assert!(off <= 3e-5, "{level}, pieces: off by {off}, {case:?}");
+            }
+            let blind = case.run(level, &poisoned);
+            for (got, expected) in blind.chunks_exact(150 * 8).zip(out.chunks_exact(150 * 8)) {
+                assert_eq!(bits(&got[800..]), bits(&expected[800..]), "{level}, {case:?}");
+            }
+            // A later state that forgot leaves nothing of the earlier one.
+            let (_, mut earlier) = in_pieces(&case, &plan, &poisoned, std::slice::from_ref(&(0..90)));
+            let (_, later) = in_pieces(&case, &plan, &operands, std::slice::from_ref(&(90..150)));
+            earlier.merge(&later).unwrap();
+            let [merged, later] = [&earlier, &later].map(|state| {
+                let mut numbers = vec![0.0; state.saved_len()];
+                state.save(&mut numbers, &mut [0; 2]).unwrap();
+                bits(&numbers)
+            });
+            assert_eq!(merged, later, "{level}, {case:?}");
+        }
+    }
+}
+
+/// Every gate shut: a row is its own value.
+#[test]
+fn heads_without_memory() {
+    let case = Case { map: FeatureMap::Elu, causal: true, decay: Some(Decay::PerHead), ..Case::default() };
+    let mut operands = case.operands::<f32>();
+    operands.per_head.fill(f32::NEG_INFINITY);
+    let own: Vec<f64> = operands.v.iter().map(|&x| f64::from(x)).collect();
+    for level in levels() {
+        let off = difference(&case.run(level, &operands), &own);
+        assert!(off <= 1e-6, "{level}: off by {off}");
     }
 }

@@ -101,7 +101,7 @@ pub(crate) fn definition<T: Element>(case: &Case, operands: &Operands<T>) -> Vec
             let k = rows(&operands.k, case.heads[1], case.kv_len, [b, g], case.head_dim);
             let v = rows(&operands.v, case.heads[1], case.kv_len, [b, g], case.v_dim);
             let keys: Vec<Features> = k.iter().map(|k| features(&case.map, Side::Key, &times(k))).collect();
-            let mut totals = vec![0.0];
+            let (mut totals, mut forgotten) = (vec![0.0], vec![0]);
             for j in 0..case.kv_len {
                 let decay = match case.decay {
                     None => 0.0,
@@ -110,7 +110,10 @@ pub(crate) fn definition<T: Element>(case: &Case, operands: &Operands<T>) -> Vec
                         f64::from(operands.per_token[(b * case.heads[1] + g) * case.kv_len + j])
                     }
                 };
-                totals.push(totals[j] + decay);
+                // A sum with -inf in it is -inf: what lies before weighs nothing.
+                let shut = decay == f64::NEG_INFINITY;
+                totals.push(if shut { totals[j] } else { totals[j] + decay });
+                forgotten.push(if shut { j } else { forgotten[j] });
             }
             for (i, q) in q.iter().enumerate() {
                 let own = features(&case.map, Side::Query, &times(q));
@@ -121,7 +124,7 @@ pub(crate) fn definition<T: Element>(case: &Case, operands: &Operands<T>) -> Vec
                 let shift = shift.fold(f64::NEG_INFINITY, f64::max);
                 let mut sum = 0.0;
                 let mut row = vec![0.0; case.v_dim];
-                for j in 0..seen {
+                for j in forgotten[seen]..seen {
                     let w = if exact(j) { (logit(j) - shift).exp() } else { weight(&own, &keys[j], shift) };
                     let w = w * (totals[seen] - totals[j + 1]).exp();
                     sum += w;

@@ -3,8 +3,11 @@
 use super::Rng;
 use super::case::{Case, positive};
 use super::levels;
-use lucid_attention::linear::{Estimate, FeatureMap, Norms, Projection, estimate};
-use lucid_attention::{AttentionError, View};
+use half::{bf16, f16};
+use lucid_attention::linear::{
+    Estimate, FeatureMap, LinearInputs, LinearOptions, LinearPlan, Norms, Projection, estimate,
+};
+use lucid_attention::{AttentionError, Element, Level, Problem, View, ViewMut};
 
 fn dot(a: &[f32], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(&a, b)| f64::from(a) * b).sum()
@@ -14,12 +17,35 @@ fn square(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum()
 }
 
-/// A feature's product over the exact kernel: its mean has to be 1. With `A`, that of FAVOR++.
-fn ratio(direction: &[f32], z: &[f64], a: f64) -> f64 {
-    let dim = z.len() as f64;
-    let root = (1.0 - 4.0 * a).sqrt();
-    let length = direction.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
-    (dim / 2.0 * (1.0 - 4.0 * a).ln() + 2.0 * a * length + root * dot(direction, z) - square(z) / 2.0).exp()
+/// The crate's own estimates of kernel entries over the exact ones, `q` and `k` being halves of each `z`: their mean has to
+/// be 1. 64 such keys fill a window and become features; beside them stands a key of 0, whose weight is exactly 1 and whose
+/// value alone is not 0, so that the output is its share.
+fn ratios<T: Element>(level: Level, map: &FeatureMap, all: &[Vec<f64>]) -> Vec<f64> {
+    let (batch, dim) = (all.len(), all[0].len());
+    let root = (dim as f64).powf(0.25);
+    let narrow = |z: &[f64]| z.iter().map(|z| T::from_f32((z / 2.0 * root) as f32)).collect::<Vec<T>>();
+    let q: Vec<T> = all.iter().flat_map(|z| narrow(z)).collect();
+    let k: Vec<T> = q.chunks_exact(dim).flat_map(|row| row.repeat(64)).collect();
+    let [zero, one] = [0.0, 1.0].map(T::from_f32);
+    let (v, none, ones) = (vec![zero; batch * 64], vec![zero; q.len()], vec![one; batch]);
+    let view = |data, tokens, dim| View::new(data, [batch, 1, tokens, dim]).expect("sized to its shape");
+
+    let problem = Problem { v_dim: 1, ..Problem::new(1, dim, 64, 64) };
+    let options = LinearOptions { level: Some(level), max_threads: Some(1), ..LinearOptions::default() };
+    let options = LinearOptions { exact_window: true, ..options };
+    let plan = LinearPlan::with_options(&problem, map, &options).expect("a plan");
+    let (mut state, mut workspace) = (plan.state(batch).expect("memory"), plan.workspace().expect("memory"));
+    let keys = LinearInputs::new(view(&q[..0], 0, dim), view(&k, 64, dim), view(&v, 64, 1));
+    plan.absorb(&keys, &mut state, &mut workspace).expect("keys");
+    let mut out = vec![zero; batch];
+    let target = ViewMut::new(&mut out, [batch, 1, 1, 1]).expect("sized to its shape");
+    let row = LinearInputs::new(view(&q, 1, dim), view(&none, 1, dim), view(&ones, 1, 1)).causal();
+    plan.extend(&row, target, &mut state, &mut workspace).expect("a row");
+    let entries = out.iter().zip(q.chunks_exact(dim)).map(|(share, q)| {
+        let square = q.iter().map(|x| f64::from(x.to_f32()).powi(2)).sum::<f64>();
+        (1.0 / f64::from(share.to_f32()) - 1.0) / 64.0 / (square / (dim as f64).sqrt()).exp()
+    });
+    entries.collect()
 }
 
 /// Vectors of one length in all kinds of directions: along an axis, along the diagonal, anywhere.
@@ -37,75 +63,81 @@ fn directions(dim: usize, length: f64) -> [Vec<f64>; 3] {
 /// L3. Directions whose blocks lack the sign rule fail this by 7 and 15 % along the diagonal.
 #[test]
 fn estimates_are_unbiased() {
-    for dim in [16, 64] {
-        let features = 160 * 1024;
-        let projection = Projection::orthogonal(features, dim, Norms::Chi, 11).unwrap();
-        for length in [0.5, 1.0] {
-            for z in directions(dim, length) {
-                // Features of a block are not independent, blocks are.
-                let blocks = projection.rows().chunks_exact(dim * dim);
-                let means: Vec<f64> = blocks
-                    .map(|block| {
-                        block.chunks_exact(dim).map(|row| ratio(row, &z, 0.0)).sum::<f64>() / dim as f64
-                    })
-                    .collect();
-                let count = means.len() as f64;
-                let mean = means.iter().sum::<f64>() / count;
-                let variance = means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0);
-                let error = (variance / count).sqrt();
-                assert!(error <= 0.004, "d = {dim}, |z| = {length}: too few features, {error}");
-                let off = (mean - 1.0).abs();
-                assert!(off < 4.0 * error, "d = {dim}, |z| = {length}: off by {off}, s.e. {error}");
-            }
+    for level in levels() {
+        for dim in [16, 64] {
+            let draw = |features, seed| Projection::orthogonal(features, dim, Norms::Chi, seed).unwrap();
+            let positive = |seed| FeatureMap::Positive(draw(1024, seed));
+            unbiased::<f32>(level, dim, &positive);
+            unbiased::<f16>(level, dim, &positive);
+            unbiased::<bf16>(level, dim, &positive);
+            unbiased::<f32>(level, dim, &|seed| FeatureMap::Hyperbolic(draw(512, seed)));
+            let optimal = |seed| FeatureMap::Optimal { projection: draw(1024, seed), a: -0.05 };
+            unbiased::<f32>(level, dim, &optimal);
         }
     }
 }
 
-/// Mean squared relative error of an entry from `features` features, over many draws.
-fn variance(draws: u64, z: &[f64], a: f64, draw: impl Fn(u64) -> Projection) -> f64 {
-    let error = |seed| {
-        let projection = draw(seed);
-        let rows = projection.rows().chunks_exact(z.len());
-        let mean = rows.map(|row| ratio(row, z, a)).sum::<f64>() / projection.features() as f64;
-        (mean - 1.0).powi(2)
-    };
-    (0..draws).map(error).sum::<f64>() / draws as f64
+fn unbiased<T: Element>(level: Level, dim: usize, draw: &dyn Fn(u64) -> FeatureMap) {
+    let all: Vec<_> = [0.5, 1.0].into_iter().flat_map(|square: f64| directions(dim, square.sqrt())).collect();
+    let draws: Vec<Vec<f64>> = (0..160).map(|seed| ratios::<T>(level, &draw(seed), &all)).collect();
+    let count = draws.len() as f64;
+    for index in 0..all.len() {
+        let of_draws = || draws.iter().map(|draw| draw[index]);
+        let mean = of_draws().sum::<f64>() / count;
+        let variance = of_draws().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        let error = (variance / count).sqrt();
+        let what =
+            format!("{level}, {}, d = {dim}, z {index}, {:?}", T::DTYPE, std::mem::discriminant(&draw(0)));
+        assert!(error <= 0.004, "{what}: too few features, {error}");
+        assert!((mean - 1.0).abs() < 4.0 * error, "{what}: mean {mean}, s.e. {error}");
+    }
+}
+
+/// Mean squared relative errors of entries over 20 000 draws.
+fn variances(level: Level, all: &[Vec<f64>], draw: impl Fn(u64) -> FeatureMap) -> Vec<f64> {
+    let mut sums = vec![0.0; all.len()];
+    for seed in 0..20_000 {
+        let ratios = ratios::<f32>(level, &draw(seed), all);
+        sums.iter_mut().zip(ratios).for_each(|(sum, ratio)| *sum += (ratio - 1.0).powi(2) / 20_000.0);
+    }
+    sums
 }
 
 /// L4.
 #[test]
 fn variances_are_those_of_the_formulas() {
-    let (dim, features, draws) = (16, 16, 20_000);
-    let iid = |seed| Projection::gaussian(features, dim, seed).unwrap();
+    let (dim, features) = (16, 16);
+    let iid = |features, seed| Projection::gaussian(features, dim, seed).unwrap();
     let orthogonal = |seed| Projection::orthogonal(features, dim, Norms::Chi, seed).unwrap();
-    for length in [0.5, 1.0] {
-        for z in directions(dim, length) {
-            let formula = Estimate { mean_square: square(&z), head_dim: dim, features };
-            let found = variance(draws, &z, 0.0, iid);
-            let ratio = found / formula.positive().powi(2);
-            assert!((0.85..=1.15).contains(&ratio), "|z| = {length}: {ratio} of the formula");
-            let blocks = variance(draws, &z, 0.0, orthogonal);
-            assert!(blocks <= found, "|z| = {length}: orthogonal {blocks}, independent {found}");
-
-            let a = formula.best_a();
-            let optimal = variance(draws, &z, a, iid);
-            let ratio = optimal / formula.optimal(a).powi(2);
-            assert!((0.85..=1.15).contains(&ratio), "|z| = {length}, A = {a}: {ratio} of the formula");
-            assert!(optimal <= found, "|z| = {length}: FAVOR++ {optimal}, FAVOR+ {found}");
+    let check = |what: &str, found: &[f64], formula: f64| {
+        for (index, found) in found.iter().enumerate() {
+            let ratio = found / formula.powi(2);
+            assert!((0.85..=1.15).contains(&ratio), "{what}, z {index}: {ratio} of the formula");
         }
-    }
-    // The hyperbolic form: two features for each of half as many directions.
-    for z in directions(dim, 1.0) {
-        let formula = Estimate { mean_square: 1.0, head_dim: dim, features };
-        let minus: Vec<f64> = z.iter().map(|z| -z).collect();
-        let found = (0..draws).map(|seed| {
-            let projection = Projection::gaussian(features / 2, dim, seed).unwrap();
-            let rows = projection.rows().chunks_exact(dim);
-            let sum = rows.map(|row| ratio(row, &z, 0.0) + ratio(row, &minus, 0.0)).sum::<f64>();
-            (sum / features as f64 - 1.0).powi(2)
-        });
-        let ratio = found.sum::<f64>() / draws as f64 / formula.hyperbolic().powi(2);
-        assert!((0.85..=1.15).contains(&ratio), "hyperbolic: {ratio} of the formula");
+    };
+    let less = |what: &str, some: &[f64], others: &[f64]| {
+        let mut pairs = some.iter().zip(others);
+        assert!(pairs.all(|(a, b)| a <= b), "{what}: {some:?} against {others:?}");
+    };
+    for level in levels() {
+        for square in [0.5, 1.0] {
+            let all = directions(dim, f64::sqrt(square));
+            let formula = Estimate { mean_square: square, head_dim: dim, features };
+            let what = format!("{level}, |z|² = {square}");
+            let positive = variances(level, &all, |seed| FeatureMap::Positive(iid(features, seed)));
+            check(&what, &positive, formula.positive());
+            let blocks = variances(level, &all, |seed| FeatureMap::Positive(orthogonal(seed)));
+            less(&what, &blocks, &positive);
+            let a = formula.best_a() as f32;
+            let optimal = |seed| FeatureMap::Optimal { projection: iid(features, seed), a };
+            let optimal = variances(level, &all, optimal);
+            check(&format!("{what}, A = {a}"), &optimal, formula.optimal(f64::from(a)));
+            less(&what, &optimal, &positive);
+            // Two features for each of half as many directions.
+            let hyperbolic = |seed| FeatureMap::Hyperbolic(iid(features / 2, seed));
+            let hyperbolic = variances(level, &all, hyperbolic);
+            check(&format!("{what}, hyperbolic"), &hyperbolic, formula.hyperbolic());
+        }
     }
 }
 
@@ -185,7 +217,10 @@ const DRAWS: u64 = 12;
 /// L5, on 256 tokens of 64 dimensions; prints the table of the documentation (`--nocapture`).
 #[test]
 fn output_errors() {
-    let level = *levels().last().unwrap();
+    levels().into_iter().for_each(output_errors_at);
+}
+
+fn output_errors_at(level: Level) {
     let mean = |sigma: f32, map: &dyn Fn(u64, f64) -> FeatureMap, causal: bool, exact_window: bool| {
         let error = |seed: u64| {
             let case = Case { seed: seed + 1, sigma, head_dim: 64, v_dim: 64, causal, ..Case::default() };
@@ -210,7 +245,7 @@ fn output_errors() {
             FeatureMap::Optimal { projection: directions(features, seed), a: formula.best_a() as f32 }
         }
     };
-    println!("sigma  uniform  elu+1  m=64  m=256  m=1024  m=1024 FAVOR++");
+    println!("{level}\nsigma  uniform  elu+1  m=64  m=256  m=1024  m=1024 FAVOR++");
     for (sigma, limits) in [
         (0.25, [0.065, 0.035]),
         (0.5, [f64::INFINITY, 0.25]),

@@ -1,4 +1,23 @@
-//! Linear attention against its definition in `f64`, and the laws it obeys.
+//! Linear attention against its definition in `f64`, and the laws it obeys; on every level.
+//!
+//! | law | where |
+//! |---|---|
+//! | L1 in blocks, token by token, in pieces: the definition | `definition`, `algebra`, `window`, `decay` |
+//! | L1 however it is cut, within 1e-5 | `purity` (a prompt and what follows), `states` (merged) |
+//! | L1 weights sum to one | `algebra` |
+//! | L1 rows of positive maps are means | `algebra` |
+//! | L1 finite numbers give finite numbers; vanishing weights | `limits` |
+//! | L2 later tokens never show, nor does whether there are any | `purity` |
+//! | L2 a prompt and what follows are a longer prompt | `purity` |
+//! | L2 threads, neighbours, what memory held before | `purity` |
+//! | L3 estimates of the kernel are unbiased, in all kinds of directions | `kernels` |
+//! | L4 their variances are those of the formulas; orthogonal directions and FAVOR++ have less | `kernels` |
+//! | L5 errors of outputs; an exact window helps | `kernels` |
+//! | L6 speed against the dense call, where it is the faster one, the cost of a token | `cargo bench --bench linear` |
+//! | every storage type | `definition`, `algebra`, `purity`, `kernels` |
+//! | gates: fading and shut ones | `decay` |
+//! | states: saved, restored, merged; another map's | `states`, `decay` |
+//! | calls do not allocate | `tests/linear_allocation.rs` |
 
 #[path = "../common/cases/rng.rs"]
 #[allow(dead_code, unreachable_pub, reason = "a part of what the integration tests share")]

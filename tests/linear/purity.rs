@@ -1,11 +1,12 @@
 //! L2: what a row does not see does not show, and who computes it does not either.
 
 use super::algebra::{in_pieces, singly};
-use super::case::{Case, Decay};
+use super::case::{Case, Decay, Operands};
 use super::definition::maps;
 use super::{bits, levels};
-use lucid_attention::ViewMut;
+use half::{bf16, f16};
 use lucid_attention::linear::{FeatureMap, LinearOptions};
+use lucid_attention::{Element, ViewMut};
 
 /// Calls that differ in how they are made.
 fn cases() -> impl Iterator<Item = Case> {
@@ -21,8 +22,15 @@ fn cases() -> impl Iterator<Item = Case> {
 /// Later tokens, whatever they hold, change no bit: not in their block, not by a gauge they raise.
 #[test]
 fn later_tokens_change_no_bit() {
+    later_tokens::<f32>();
+    later_tokens::<f16>();
+    later_tokens::<bf16>();
+}
+
+fn later_tokens<T: Element>() {
+    let bits = |list: &[T]| list.iter().map(|x| x.to_f32().to_bits()).collect::<Vec<_>>();
     for case in cases() {
-        let operands = case.operands::<f32>();
+        let operands = case.operands::<T>();
         for level in levels() {
             let expected = case.run(level, &operands);
             for from in [1, 63, 64, 70, 129, 199] {
@@ -30,19 +38,42 @@ fn later_tokens_change_no_bit() {
                     let mut changed = operands.clone();
                     for (list, dim) in [(&mut changed.q, 16), (&mut changed.k, 16), (&mut changed.v, 20)] {
                         for head in list.chunks_exact_mut(200 * dim) {
-                            head[from * dim..].fill(poison);
+                            head[from * dim..].fill(T::from_f32(poison));
                         }
                     }
                     let got = case.run(level, &changed);
                     for (got, expected) in got.chunks_exact(200 * 20).zip(expected.chunks_exact(200 * 20)) {
                         let rows = ..from * 20;
-                        assert_eq!(
-                            bits(&got[rows]),
-                            bits(&expected[rows]),
-                            "{level}, {from}, {poison}, {case:?}"
-                        );
+                        let same = bits(&got[rows]) == bits(&expected[rows]);
+                        assert!(same, "{level}, {}, {from}, {poison}, {case:?}", T::DTYPE);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Nor does it whether there are any: a token that is the last of its block by itself, and the only one.
+#[test]
+fn shorter_calls_are_beginnings() {
+    for case in cases().map(|case| Case { heads: [2, 1], ..case }) {
+        let operands = case.operands::<f32>();
+        for level in levels() {
+            let expected = case.run(level, &operands);
+            for len in [1, 2, 64, 65, 129, 150] {
+                let cut = |list: &[f32], dim: usize| -> Vec<f32> {
+                    list.chunks_exact(200 * dim).flat_map(|head| head[..len * dim].to_vec()).collect()
+                };
+                let short = Operands {
+                    q: cut(&operands.q, 16),
+                    k: cut(&operands.k, 16),
+                    v: cut(&operands.v, 20),
+                    per_head: operands.per_head.clone(),
+                    per_token: cut(&operands.per_token, 1),
+                };
+                let case = Case { q_len: len, kv_len: len, ..case.clone() };
+                let got = case.run(level, &short);
+                assert_eq!(bits(&got), bits(&cut(&expected, 20)), "{level}, {len}, {case:?}");
             }
         }
     }
@@ -98,7 +129,7 @@ fn what_is_not_finite_shows_where_it_is_seen() {
         let operands = case.operands::<f32>();
         for level in levels() {
             let clean = case.run(level, &operands);
-            let changed = |change: &dyn Fn(&mut super::case::Operands<f32>)| {
+            let changed = |change: &dyn Fn(&mut Operands<f32>)| {
                 let mut operands = operands.clone();
                 change(&mut operands);
                 case.run(level, &operands)
@@ -140,7 +171,12 @@ fn threads_and_neighbours_change_no_bit() {
     let causal = long(Case { causal: true, ..Case::default() });
     let cross = Case { causal: false, ..causal.clone() };
     let ragged = Case { batch: 2, kv_lens: Some(vec![2100, 900]), ..cross.clone() };
-    for case in cases().map(|case| Case { batch: 3, ..case }).chain([causal, cross, ragged]) {
+    let causal_ragged = Case { causal: true, ..ragged.clone() };
+    let large = Case { sigma: 4.0, ..causal.clone() };
+    let fading = Case { map: FeatureMap::Elu, decay: Some(Decay::PerToken), ..causal.clone() };
+    let plain = Case { map: FeatureMap::Taylor, q_len: 1000, kv_len: 1000, ..causal.clone() };
+    let long = [causal, cross, ragged, causal_ragged, large, fading, plain];
+    for case in cases().map(|case| Case { batch: 3, ..case }).chain(long) {
         let operands = case.operands::<f32>();
         for level in levels() {
             let [alone, shared] = [1, 3].map(|threads| {
@@ -159,6 +195,32 @@ fn threads_and_neighbours_change_no_bit() {
             let single = Case { batch: 1, kv_lens, ..case.clone() };
             let expected = &alone[alone.len() / case.batch * last..];
             assert!(bits(&single.run(level, &own)) == expected, "{level}: neighbours, {case:?}");
+        }
+    }
+}
+
+/// Nor do threads change a state, or what follows from it: gates that shut within a wave of blocks, keys that raise the gauge.
+#[cfg(feature = "rayon")]
+#[test]
+fn threads_change_no_bit_of_a_state() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
+    let base = Case { q_len: 2000, kv_len: 2000, heads: [2, 1], causal: true, ..Case::default() };
+    let fading = Case { map: FeatureMap::Elu, decay: Some(Decay::PerToken), ..base.clone() };
+    for case in [base, fading] {
+        let mut operands = case.operands::<f32>();
+        [700, 1300, 1301].into_iter().for_each(|token| operands.per_token[token] = f32::NEG_INFINITY);
+        [800, 1500].into_iter().for_each(|token| operands.k[token * 16..][..16].fill(6.0));
+        for level in levels() {
+            let [alone, shared] = [1, 3].map(|threads| {
+                let options = LinearOptions { max_threads: Some(threads), ..case.options };
+                let plan = Case { options, ..case.clone() }.plan(level);
+                let (out, state) =
+                    pool.install(|| in_pieces(&case, &plan, &operands, &[0..10, 10..900, 900..2000]));
+                let mut numbers = vec![0.0; state.saved_len()];
+                state.save(&mut numbers, &mut [0]).expect("room");
+                (bits(&out), bits(&numbers))
+            });
+            assert!(alone == shared, "{level}, {case:?}");
         }
     }
 }

@@ -4,7 +4,9 @@ use super::algebra::{in_pieces, singly};
 use super::case::{Case, Operands};
 use super::definition::{definition, maps};
 use super::{bits, difference, levels};
-use lucid_attention::linear::{FeatureMap, LinearInputs, LinearOptions, LinearPlan, LinearState};
+use lucid_attention::linear::{
+    FeatureMap, LinearInputs, LinearOptions, LinearPlan, LinearState, Norms, Projection,
+};
 use lucid_attention::{AttentionError, Level, View, ViewMut};
 use std::ops::Range;
 
@@ -42,6 +44,12 @@ fn attended(case: &Case, plan: &LinearPlan, operands: &Operands<f32>, state: &Li
     let view = ViewMut::new(&mut out, case.out_shape()).unwrap();
     plan.attend(q, view, state, &mut plan.workspace().unwrap()).unwrap();
     out
+}
+
+fn saved(state: &LinearState) -> Vec<f32> {
+    let mut numbers = vec![0.0; state.saved_len()];
+    state.save(&mut numbers, &mut vec![0; state.batch()]).unwrap();
+    numbers
 }
 
 /// Keys taken in at once, singly or in parts that are merged: all queries see all keys.
@@ -113,6 +121,64 @@ fn restored_states_continue() {
     }
 }
 
+/// Sums of another map's features are refused by name: other directions of the same sizes, another kind, another scale.
+#[test]
+fn states_belong_to_a_map() {
+    let case = Case { causal: true, ..Case::default() };
+    let (plan, operands) = (case.plan(Level::Portable), case.operands::<f32>());
+    let projection = |seed| Projection::orthogonal(32, 16, Norms::Chi, seed).unwrap();
+    let scaled = LinearOptions { scale: Some(0.3), ..case.options };
+    let others = [
+        Case { map: FeatureMap::Positive(projection(8)), ..case.clone() },
+        Case { map: FeatureMap::Optimal { projection: projection(7), a: 0.0 }, ..case.clone() },
+        Case { options: scaled, ..case.clone() },
+    ];
+    let names = |error: AttentionError, named: &str| {
+        let text = error.to_string();
+        assert!(text.starts_with(named) && text.contains("projection"), "{text}");
+    };
+    let mut own = in_pieces(&case, &plan, &operands, std::slice::from_ref(&(0..100))).1;
+    let before = saved(&own);
+    for other in others {
+        let theirs_plan = other.plan(Level::Portable);
+        let mut theirs = in_pieces(&other, &theirs_plan, &operands, std::slice::from_ref(&(0..100))).1;
+        names(own.merge(&theirs).unwrap_err(), "later");
+        names(own.restore(&saved(&theirs), &[100]).unwrap_err(), "numbers");
+        assert_eq!((bits(&saved(&own)), own.lens()), (bits(&before), &[100][..]), "as before");
+
+        let mut out = vec![1.0f32; 800];
+        let mut workspace = plan.workspace().unwrap();
+        let inputs = case.inputs(&operands);
+        let view = ViewMut::new(&mut out, case.out_shape()).unwrap();
+        names(plan.extend(&inputs, view, &mut theirs, &mut workspace).unwrap_err(), "state");
+        names(plan.absorb(&inputs, &mut theirs, &mut workspace).unwrap_err(), "state");
+        let q = View::new(&operands.q, case.q_shape()).unwrap();
+        let view = ViewMut::new(&mut out, case.out_shape()).unwrap();
+        names(plan.attend(q, view, &theirs, &mut workspace).unwrap_err(), "state");
+        assert!(out.iter().all(|&x| x == 1.0), "nothing is written");
+    }
+    // Another plan of the same map and directions will do.
+    own.merge(&case.plan(Level::Portable).state(1).unwrap()).unwrap();
+    let mut other = case.plan(Level::Portable).state(1).unwrap();
+    other.restore(&before, &[100]).unwrap();
+}
+
+/// Merging is done at the plan's level: with the bits that a call of the plan gets from the same splits of keys.
+#[test]
+fn merged_at_the_level_of_the_plan() {
+    let case = Case { q_len: 1, kv_len: 2500, sigma: 2.0, ..Case::default() };
+    let operands = case.operands::<f32>();
+    for level in levels() {
+        let plan = case.plan(level);
+        let mut merged = plan.state(1).unwrap();
+        for split in [0..1024, 1024..2048, 2048..2500] {
+            merged.merge(&absorbed(&case, &plan, &operands, &[split])).unwrap();
+        }
+        let got = bits(&attended(&case, &plan, &operands, &merged));
+        assert_eq!(got, bits(&case.run(level, &operands)), "{level}");
+    }
+}
+
 /// Its size does not depend on what it has seen, and a step never reads more.
 #[test]
 fn states_do_not_grow() {
@@ -122,7 +188,7 @@ fn states_do_not_grow() {
     let state = absorbed(&case, &plan, &operands, &vec![0..100; 30]);
     assert_eq!(state.lens(), [3000]);
     assert_eq!(state.bytes(), plan.state(1).unwrap().bytes());
-    assert_eq!(state.saved_len(), 32 * 8 + 2 * 32 + 1);
+    assert_eq!(state.saved_len(), 4 + 32 * 8 + 2 * 32 + 1);
 }
 
 /// Refused calls change nothing.
@@ -131,11 +197,7 @@ fn refused() {
     let case = Case { causal: true, ..Case::default() };
     let (plan, operands) = (case.plan(Level::Portable), case.operands::<f32>());
     let state = || in_pieces(&case, &plan, &operands, std::slice::from_ref(&(0..100))).1;
-    let saved = |state: &LinearState| {
-        let mut numbers = vec![0.0; state.saved_len()];
-        state.save(&mut numbers, &mut [0]).unwrap();
-        bits(&numbers)
-    };
+    let saved = |state: &LinearState| bits(&saved(state));
     let mut own = state();
     let before = saved(&own);
     let other = Case { map: FeatureMap::Elu, ..case.clone() };

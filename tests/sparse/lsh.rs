@@ -7,10 +7,10 @@ use lucid_attention::{Element, Mask, View};
 
 /// Tokens and values of some heads, `[batch, heads, tokens, dim]`.
 pub(crate) struct Tokens {
-    pub shape: [usize; 4],
-    pub v_dim: usize,
-    pub qk: Vec<f32>,
-    pub v: Vec<f32>,
+    pub(crate) shape: [usize; 4],
+    pub(crate) v_dim: usize,
+    pub(crate) qk: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
 impl Tokens {
