@@ -242,6 +242,7 @@ fn full_blocks<T: Element>(
     intersect(&mut bits, &own);
     let hull = hull_of(&bits)?;
     let attended = all.start <= hull.start && hull.end <= all.end;
+    let partial = mutant!("partial-block-taken-for-full", partial, false);
     (!partial && attended && Columns::of(&bits).are(&bits)).then_some(bits)
 }
 
@@ -331,7 +332,8 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
         *bits = TileBits::default();
         set_range(bits, columns_of(row, tile));
         if !has_bias {
-            return if columns.are(bits) { Visible::All } else { Visible::Interval };
+            let all = mutant!("ragged-edge-attended", columns.are(bits), true);
+            return if all { Visible::All } else { Visible::Interval };
         }
     }
     for run in columns.runs() {

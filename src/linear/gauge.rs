@@ -60,7 +60,7 @@ impl Kernel for Advance<'_, '_> {
         let Advance { exponents, columns, causal, state, v_stride } = self;
         let first = columns.start;
         let mut above = exceeding(isa, exponents, &columns, state.gauge);
-        if !causal && above != 0 {
+        if mutant!("gauge-of-later-keys", !causal, true) && above != 0 {
             raise(isa, exponents, columns.clone(), state, v_stride);
             above = 0;
         } else if above >> first & 1 == 1 {

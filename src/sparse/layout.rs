@@ -232,7 +232,7 @@ fn place(bits: &mut TileBits, words: &[u64], at: isize) {
         let (to, shift) = (at.div_euclid(64), at.rem_euclid(64));
         word_at(to, word << shift);
         if shift > 0 {
-            word_at(to + 1, word >> (64 - shift));
+            word_at(to + 1, mutant!("bits-lost-between-words", word >> (64 - shift), 0));
         }
     }
 }
@@ -289,7 +289,7 @@ impl LayoutBuilder {
                 count += word.count_ones() as usize;
             }
         }
-        if count == queries * keys {
+        if count == mutant!("partial-block-stored-full", queries * keys, count.max(1)) {
             self.push(column, FULL);
         } else if count > 0 {
             let pattern = match self.known.get(&*bits) {
@@ -312,7 +312,9 @@ impl LayoutBuilder {
         let BlockLayout { spans, patterns, .. } = &mut self.layout;
         let open = spans.len() > self.first && patterns.last() == Some(&FULL) && pattern == FULL;
         match spans.last_mut() {
-            Some(last) if open && last.end == keys.start => last.end = keys.end,
+            Some(last) if open && mutant!("full-blocks-join-over-gaps", last.end == keys.start, true) => {
+                last.end = keys.end
+            }
             _ => {
                 spans.push(Span { start: keys.start, end: keys.end });
                 patterns.push(pattern);
@@ -326,7 +328,12 @@ impl LayoutBuilder {
         let mut runs = RowRuns { start: self.first as u32, end: spans.len() as u32, keys: self.keys };
         if let Some(last) = rows.last() {
             let before = last.start as usize..last.end as usize;
-            if spans[before.clone()] == spans[self.first..] && patterns[before] == patterns[self.first..] {
+            let alike = mutant!(
+                "rows-of-blocks-alike-by-place",
+                patterns[before.clone()] == patterns[self.first..],
+                true
+            );
+            if spans[before] == spans[self.first..] && alike {
                 spans.truncate(self.first);
                 patterns.truncate(self.first);
                 runs = *last;
