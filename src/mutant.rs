@@ -14,9 +14,7 @@
 /// The first expression; with the bug of this name, the second.
 #[cfg(not(lucid_mutants))]
 macro_rules! mutant {
-    ($name:literal, $right:expr, $wrong:expr $(,)?) => {
-        $right
-    };
+    ($name:literal, $right:expr, $wrong:expr $(,)?) => {{ $right }};
 }
 
 /// The first expression; with the bug of this name, the second.
