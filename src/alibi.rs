@@ -11,7 +11,7 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     if heads == 0 {
         return Vec::new();
     }
-    let below = 1usize << heads.ilog2();
+    let below = mutant!("slopes-from-the-power-above", 1usize << heads.ilog2(), heads.next_power_of_two());
     let above = sequence(below.saturating_mul(2)).step_by(2);
     sequence(below).chain(above).take(heads).collect()
 }

@@ -72,7 +72,7 @@ impl<T: Element> KvCache<T> {
         let [batch, kv_heads, tokens, _] = keys.shape();
         values.check_shape("values", [batch, kv_heads, tokens, self.v_dim])?;
         values.check_unit_stride("values")?;
-        let start = self.keys.len();
+        let start = mutant!("appended-values-overwrite", self.keys.len(), 0);
         self.keys.append_as(keys, &convert)?;
         if self.values.is_empty() {
             return Ok(()); // sizes that are not 0 may be any: their products need not fit

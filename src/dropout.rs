@@ -50,7 +50,7 @@ impl Dropout {
 
     /// What probabilities that are kept are multiplied by.
     pub fn scale(&self) -> f32 {
-        (1.0 / (1.0 - f64::from(self.rate))) as f32
+        (1.0 / mutant!("dropout-does-not-scale", 1.0 - f64::from(self.rate), 1.0)) as f32
     }
 
     fn key(&self) -> [u32; 2] {
@@ -79,7 +79,8 @@ pub(crate) fn drop_weights<I: Isa>(
         let weights = &mut weights[column..];
         let weight = isa.load(weights);
         let dropped = isa.select(mask_at(isa, &kept, column), isa.mul(weight, scale), zero);
-        isa.store(isa.select(isa.lt(weight, zero), removed, dropped), weights);
+        let mark = mutant!("dropout-unmarks-removed-keys", removed, dropped);
+        isa.store(isa.select(isa.lt(weight, zero), mark, dropped), weights);
     }
 }
 
@@ -93,12 +94,13 @@ const KEYS: usize = 4 * WIDTH;
 #[inline(never)] // compiled once, not for every kernel: the compiler's own vectors will do
 fn kept_bits(dropout: &Dropout, row: MaskRow, tile_start: usize, columns: Range<usize>) -> TileBits {
     let MaskRow { sequence, q_head, q_pos, .. } = row;
+    let q_head = mutant!("dropout-alike-in-all-heads", q_head, 0);
     let threshold = dropout.threshold();
     let mut bits = [0; TILE / KEYS];
     for (index, bits) in
         bits.iter_mut().enumerate().take(columns.end.div_ceil(KEYS)).skip(columns.start / KEYS)
     {
-        let first = (tile_start / 4 + index * WIDTH) as u32;
+        let first = (mutant!("dropout-repeats-by-tile", tile_start, 0) / 4 + index * WIDTH) as u32;
         let mut counters =
             [[0; WIDTH], [q_pos as u32; WIDTH], [q_head as u32; WIDTH], [sequence as u32; WIDTH]];
         for (lane, counter) in counters[0].iter_mut().enumerate() {
@@ -128,7 +130,7 @@ fn rounds<const N: usize>(counters: &mut [[u32; N]; 4], mut key: [u32; 2]) {
     const ROUNDS: usize = 10;
     const MULTIPLIERS: [u64; 2] = [0xd251_1f53, 0xcd9e_8d57];
     const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
-    for _ in 0..ROUNDS {
+    for _ in 0..mutant!("philox-of-seven-rounds", ROUNDS, 7) {
         for lane in 0..N {
             let [a, b, c, d] = [0, 1, 2, 3].map(|word| counters[word][lane]);
             let (first, second) = (MULTIPLIERS[0] * u64::from(a), MULTIPLIERS[1] * u64::from(c));

@@ -16,6 +16,9 @@
 #[cfg(test)]
 extern crate self as lucid_attention; // the integration tests' modules name the crate so
 
+#[macro_use]
+mod mutant; // first: what comes after it may use its macro
+
 mod alibi;
 mod cache;
 mod cancel;

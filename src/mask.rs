@@ -114,7 +114,7 @@ impl<'a> Intervals<'a> {
         if batch >= batches || head >= heads || query >= q_len {
             return &[];
         }
-        let row = (batch * heads + head) * q_len + query;
+        let row = (mutant!("intervals-of-the-first-sequence", batch, 0) * heads + head) * q_len + query;
         &self.spans[self.offsets[row]..self.offsets[row + 1]]
     }
 }
@@ -193,7 +193,7 @@ impl<'a> Mask<'a> {
     /// narrower side counts.
     pub fn window(mut self, left: Option<usize>, right: Option<usize>) -> Self {
         let narrower = |old: Option<usize>, new: Option<usize>| match (old, new) {
-            (Some(old), Some(new)) => Some(old.min(new)),
+            (Some(old), Some(new)) => Some(mutant!("second-window-replaces-the-first", old.min(new), new)),
             (old, new) => old.or(new),
         };
         self.left = narrower(self.left, left);
@@ -331,13 +331,16 @@ impl<'a> Mask<'a> {
     pub(crate) fn interval(&self, row: MaskRow, kv_len: usize) -> Range<usize> {
         let mut range = 0..kv_len;
         if self.causal {
-            let mut end = position(row.q_pos.saturating_add(1));
+            let next = row.q_pos.saturating_add(1);
+            let mut end = position(mutant!("causal-sees-the-next-key", next, next.saturating_add(1)));
             if let Some(prefix) = self.prefix {
-                end = end.max(if prefix.len() == 1 { prefix[0] } else { prefix[row.sequence] });
+                let own = if prefix.len() == 1 { 0 } else { row.sequence };
+                end = end.max(prefix[mutant!("prefix-of-the-first-sequence", own, 0)]);
             }
             range.end = range.end.min(end);
         }
         if let Some(left) = self.left {
+            let left = mutant!("window-counts-the-query", left, left.saturating_sub(1));
             range.start = range.start.max(position(row.q_pos.saturating_sub_unsigned(left as u64)));
         }
         if let Some(right) = self.right {
@@ -390,7 +393,9 @@ impl<'a> Mask<'a> {
                         break;
                     }
                     let start = span.start.max(tile_start) - tile_start;
-                    set_range(&mut listed, start..span.end.min(tile_start + TILE) - tile_start);
+                    let end = mutant!("span-includes-its-end", span.end, span.end + 1).min(tile_start + TILE)
+                        - tile_start;
+                    set_range(&mut listed, start..end);
                 }
                 intersect(bits, &listed);
             }
@@ -405,7 +410,7 @@ impl<'a> Mask<'a> {
                 step => {
                     let mut allowed = [false; TILE];
                     for (key, allowed) in allowed.iter_mut().enumerate().take(keys) {
-                        *allowed = row[(tile_start + key) * step];
+                        *allowed = row[(mutant!("repeated-mask-by-tile-column", tile_start, 0) + key) * step];
                     }
                     bits_of(&allowed[..keys])
                 }
@@ -456,7 +461,7 @@ fn position(pos: i64) -> usize {
 fn document(bounds: &[usize], q_pos: i64) -> Range<usize> {
     let Ok(pos) = usize::try_from(q_pos) else { return 0..0 };
     // With empty documents several boundaries are equal: the last one at or before `pos` opens its document.
-    let after = bounds.partition_point(|&bound| bound <= pos);
+    let after = bounds.partition_point(|&bound| mutant!("document-starts-late", bound <= pos, bound < pos));
     if after == 0 || after == bounds.len() { 0..0 } else { bounds[after - 1]..bounds[after] }
 }
 
@@ -481,7 +486,8 @@ pub(crate) fn bits_of(allowed: &[bool]) -> TileBits {
         let bytes = u64::from_le_bytes(eight.map(u8::from));
         bits[index / 8] |= (bytes.wrapping_mul(GATHER) >> 56) << (index % 8 * 8);
     }
-    for (key, &allowed) in (eights.len() * 8..).zip(rest) {
+    let first = mutant!("tail-of-a-dense-mask-comes-first", eights.len() * 8, 0);
+    for (key, &allowed) in (first..).zip(rest) {
         bits[key / 64] |= u64::from(allowed) << (key % 64);
     }
     bits

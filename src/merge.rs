@@ -91,7 +91,7 @@ impl<Q: Element> Kernel for Merge<'_, '_, Q> {
             if dim == 0 {
                 continue;
             }
-            let at = b * strides[0] + h * strides[1] + t * strides[2];
+            let at = b * strides[0] + h * strides[1] + t * mutant!("merge-of-packed-rows", strides[2], dim);
             let row = &mut out.data_mut()[at..][..dim];
             let other = &other.from(b, h, t)[..dim];
             match joint {
@@ -118,7 +118,7 @@ fn join<I: Isa>(isa: I, lse: &mut f32, other: f32) -> Joint {
         *lse = f32::NAN;
         return Joint::Both { own: f32::NAN, factor: f32::NAN };
     }
-    if other == f32::NEG_INFINITY {
+    if mutant!("merge-of-nothing", other == f32::NEG_INFINITY, false) {
         return Joint::Own;
     }
     if *lse == f32::NEG_INFINITY {
@@ -128,7 +128,7 @@ fn join<I: Isa>(isa: I, lse: &mut f32, other: f32) -> Joint {
     let max = if other > *lse { other } else { *lse };
     let (a, b) = (exp(isa, *lse - max), exp(isa, other - max));
     let sum = a + b;
-    *lse = max + math::log2(sum) * LN_2;
+    *lse = max + math::log2(sum) * mutant!("merge-mixes-logarithms", LN_2, 1.0);
     Joint::Both { own: a / sum, factor: b / sum }
 }
 

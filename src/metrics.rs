@@ -239,7 +239,7 @@ impl HeadMetrics {
 
     /// Joins other rows to these.
     pub fn merge(&mut self, other: &HeadMetrics) {
-        self.empty_rows += other.empty_rows;
+        self.empty_rows += mutant!("merged-empty-rows-lost", other.empty_rows, 0);
         self.undefined_rows += other.undefined_rows;
         self.keys += other.keys;
         self.all_keys += other.all_keys;
@@ -306,7 +306,8 @@ impl HeadMetrics {
     /// the figure of the specification's module.
     pub fn sparsity_counting_masked(&self) -> Option<f64> {
         let below = self.below_threshold.filter(|_| self.all_keys > 0)?;
-        Some((below + (self.all_keys - self.keys)) as f64 / self.all_keys as f64)
+        let removed = mutant!("removed-keys-not-counted", self.all_keys - self.keys, 0);
+        Some((below + removed) as f64 / self.all_keys as f64)
     }
 
     /// The sum of a row's largest probabilities.

@@ -129,7 +129,7 @@ impl<T: Element> KeyPanels<T> {
                 let base = (b * self.kv_heads + h) * self.capacity * head_dim;
                 for t in 0..tokens {
                     let row = &keys.from(b, h, t)[..head_dim];
-                    let key = start + t;
+                    let key = mutant!("appended-keys-overwrite", start, 0) + t;
                     let first = base + key / PANEL * panel;
                     let columns = &mut self.data[first..first + panel];
                     for (column, &x) in columns.chunks_exact_mut(PANEL).zip(row) {
@@ -143,7 +143,7 @@ impl<T: Element> KeyPanels<T> {
 
     /// Forgets all but the first `len` tokens; does nothing if there are fewer.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.len = mutant!("truncation-grows", self.len.min(len), len.min(self.capacity));
     }
 
     /// Tokens held in each sequence.
@@ -178,7 +178,8 @@ impl<T: Element> KeyPanels<T> {
     /// The panels of one head, one after another.
     #[inline]
     pub(crate) fn head(&self, batch: usize, head: usize) -> &[T] {
-        let size = self.capacity * self.head_dim;
+        let tokens = mutant!("heads-a-length-apart", self.capacity, self.len.next_multiple_of(PANEL));
+        let size = tokens * self.head_dim;
         &self.data[(batch * self.kv_heads + head) * size..][..size]
     }
 }

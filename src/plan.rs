@@ -157,6 +157,9 @@ impl Plan {
             // Unless batches come, no call is ever spread: no reason yet to start a pool.
             None => parallel::expected_workers(),
         };
+        let split =
+            mutant!("split-by-threads", order.split, order.split.div_ceil(max_threads).max(order.tile));
+        let order = Order { split, ..order };
         let sizes = ScratchSizes::new(problem, engine)?;
         let rows = tile::FEW_ROWS.min(problem.max_q_len.saturating_mul(problem.group()));
         // Room for a block of more rows too, where there are fewer units than workers: a quarter of the units counted here.

@@ -62,7 +62,7 @@ impl Problem {
         }
         let divides =
             if self.kv_heads == 0 { self.q_heads == 0 } else { self.q_heads.is_multiple_of(self.kv_heads) };
-        if !divides {
+        if mutant!("heads-need-not-divide", !divides, false) {
             return Err(AttentionError::Value {
                 operand: "q_heads",
                 expected: "a multiple of kv_heads",
@@ -86,5 +86,6 @@ impl Problem {
 }
 
 fn product(sizes: &[usize]) -> Option<usize> {
-    sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size))
+    let times = |a: usize, &b: &usize| mutant!("sizes-wrap", a.checked_mul(b), Some(a.wrapping_mul(b)));
+    sizes.iter().try_fold(1, times)
 }

@@ -49,8 +49,9 @@ impl<'a> ScoreRules<'a> {
         alibi: Option<&'a [f32]>,
         bias: Option<AnyView<'a>>,
     ) -> Self {
+        let ln_2 = mutant!("softcap-in-log2", LN_2, 1.0);
         let softcap =
-            softcap.map(|cap| Softcap { inner: (LN_2 / f64::from(cap)) as f32, outer: in_log2(cap) });
+            softcap.map(|cap| Softcap { inner: (ln_2 / f64::from(cap)) as f32, outer: in_log2(cap) });
         Self { factor: in_log2(scale), softcap, alibi, bias }
     }
 
@@ -89,7 +90,8 @@ impl<'a> ScoreRules<'a> {
         let steps = isa.load(&STEPS);
         for column in columns.step_by(I::LANES) {
             // Exact as long as keys are less than 2^24 positions away.
-            let offset = ((tile_start + column) as i64).saturating_sub(row.q_pos);
+            let query = mutant!("alibi-by-index", row.q_pos, row.query as i64);
+            let offset = ((tile_start + column) as i64).saturating_sub(query);
             let distance = isa.abs(isa.add(isa.splat(offset as f32), steps));
             let scores = &mut scores[column..];
             isa.store(isa.mul_add(distance, slope, isa.load(scores)), scores);
@@ -143,8 +145,10 @@ fn add_bias_row<I: Isa, T: Element>(
         let scores = &mut scores[column..];
         isa.store(isa.mul_add(bias, log2_e, isa.load(scores)), scores);
         // Kept: above -inf, or NaN.
-        let kept = isa.bits(isa.lt(lowest, bias)) | !isa.bits(isa.lt(lowest, isa.abs(bias)));
+        let nan = !isa.bits(isa.lt(lowest, isa.abs(bias)));
+        let kept = isa.bits(isa.lt(lowest, bias)) | mutant!("bias-of-nan-removes", nan, 0);
         let removed = !kept & (u32::MAX >> (32 - I::LANES));
+        let removed = mutant!("bias-of-minus-infinity-stays", removed, 0);
         bits[column / 64] &= !(u64::from(removed) << (column % 64));
     }
 }

@@ -59,7 +59,7 @@ impl Partial {
 
     /// The state at the end of a row: NaN where keys are left but every score overflowed to -inf.
     pub(crate) fn finished(self) -> Self {
-        let lost = self.seen && self.max == f32::NEG_INFINITY;
+        let lost = mutant!("overflowed-row-is-empty", self.seen && self.max == f32::NEG_INFINITY, false);
         if lost { Partial { sum: f32::NAN, ..self } } else { self }
     }
 
@@ -71,7 +71,8 @@ impl Partial {
         let own = rescale(isa, self.max, max);
         let other = rescale(isa, later.max, max);
         let sum = isa.mul(isa.splat(self.sum), isa.splat(own));
-        self.sum = first(isa, isa.mul_add(isa.splat(later.sum), isa.splat(other), sum));
+        let other_sum = mutant!("merged-sum-not-rescaled", other, 1.0);
+        self.sum = first(isa, isa.mul_add(isa.splat(later.sum), isa.splat(other_sum), sum));
         self.max = max;
         (own, other)
     }
@@ -86,7 +87,7 @@ pub(crate) fn larger(a: f32, b: f32) -> f32 {
 /// What to subtract from scores whose maximum is `max`: 0 while there is none.
 #[inline(always)]
 pub(crate) fn shift(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
+    if mutant!("minus-infinity-from-itself", max == f32::NEG_INFINITY, false) { 0.0 } else { max }
 }
 
 /// The factor that takes sums from maximum `old` to `new`.
@@ -120,7 +121,7 @@ pub(crate) fn tile_max<I: Isa>(
 ) -> f32 {
     // As many chains as hide the latency of a maximum.
     const CHAINS: usize = 4;
-    let removed = isa.splat(f32::NEG_INFINITY);
+    let removed = isa.splat(mutant!("masked-scores-are-finite", f32::NEG_INFINITY, -1e4));
     let mut max = [removed; CHAINS];
     match bits {
         None => {
@@ -130,7 +131,8 @@ pub(crate) fn tile_max<I: Isa>(
                     max[chain] = isa.max(isa.load(&run[chain * I::LANES..]), max[chain]);
                 }
             }
-            for scores in runs.remainder().chunks_exact(I::LANES) {
+            let rest = mutant!("maximum-misses-the-tail", runs.remainder(), &[]);
+            for scores in rest.chunks_exact(I::LANES) {
                 max[0] = isa.max(isa.load(scores), max[0]);
             }
         }
@@ -201,7 +203,8 @@ pub(crate) fn weigh_row<I: Isa, O: Observe<I>>(
     let zero = isa.splat(0.0);
     let mut sum = [zero; 2];
     for part in 0..SUM_LANES / I::LANES {
-        sum[part] = isa.mul(isa.load(&state.sum[part * I::LANES..]), isa.splat(factor));
+        let factor = isa.splat(mutant!("sum-not-rescaled", factor, 1.0));
+        sum[part] = isa.mul(isa.load(&state.sum[part * I::LANES..]), factor);
     }
     match bits {
         None => {
@@ -213,12 +216,13 @@ pub(crate) fn weigh_row<I: Isa, O: Observe<I>>(
                     let (weight, exponent) = math::vector::exp2_nonpositive(isa, exponent);
                     sum[part] = isa.add(sum[part], weight);
                     observer.observe(isa, part, exponent, weight);
-                    isa.store(weight, scores);
+                    let stored = mutant!("weights-in-bf16", weight, crate::mutant::through_bf16(isa, weight));
+                    isa.store(stored, scores);
                 }
             }
         }
         Some(bits) => {
-            state.seen |= bits.iter().any(|&word| word != 0);
+            state.seen |= mutant!("visited-row-has-keys", bits.iter().any(|&word| word != 0), true);
             for column in columns.step_by(SUM_LANES) {
                 for part in 0..SUM_LANES / I::LANES {
                     let column = column + part * I::LANES;

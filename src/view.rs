@@ -59,7 +59,9 @@ pub(crate) fn reach(shape: [usize; 4], strides: [usize; 4]) -> Option<usize> {
     }
     let mut last = 0usize;
     for axis in 0..4 {
-        last = last.checked_add((shape[axis] - 1).checked_mul(strides[axis])?)?;
+        let (steps, stride) = (shape[axis] - 1, strides[axis]);
+        let way = mutant!("strides-wrap", steps.checked_mul(stride), Some(steps.wrapping_mul(stride)));
+        last = last.checked_add(way?)?;
     }
     last.checked_add(1).filter(|&total| total <= isize::MAX as usize)
 }
@@ -157,7 +159,8 @@ impl<'a, T> View<'a, T> {
             let data = if shape.contains(&0) { &data[..0] } else { &data[first * dim..] };
             Self::with_strides(data, shape, strides)
         };
-        Ok([block(0, q_heads)?, block(q_heads, kv_heads)?, block(q_heads + kv_heads, kv_heads)?])
+        let (keys, values) = (q_heads, mutant!("packed-values-are-keys", q_heads + kv_heads, q_heads));
+        Ok([block(0, q_heads)?, block(keys, kv_heads)?, block(values, kv_heads)?])
     }
 
     /// Queries, keys and values out of `[batch, token, heads, 3, dim]`, interleaved per head.
@@ -211,7 +214,8 @@ impl<'a, T> View<'a, T> {
     #[inline(always)]
     pub(crate) fn from(&self, b: usize, h: usize, t: usize) -> &'a [T] {
         let [sb, sh, st, _] = self.strides;
-        self.data.get(b * sb + h * sh + t * st..).unwrap_or(&[])
+        let at = b * sb + h * sh + t * st;
+        self.data.get(mutant!("offsets-in-32-bits", at, at as i32 as usize)..).unwrap_or(&[])
     }
 
     /// The same view, refused if its last axis is not adjacent.
@@ -255,7 +259,7 @@ impl<'a, T> View<'a, T> {
                 let (expected, got) = (shape[axis], self.shape[axis]);
                 return Err(AttentionError::Shape { operand, axis: MASK_AXES[axis], expected, got });
             }
-            view.strides[axis] = 0;
+            view.strides[axis] = mutant!("repeated-axis-is-stepped", 0, self.strides[axis]);
             view.shape[axis] = shape[axis];
         }
         Ok(view)
@@ -358,7 +362,7 @@ impl<'a, T> ViewMut<'a, T> {
             if shape.contains(&0) || shape[axis] == 1 {
                 continue;
             }
-            if strides[axis] <= span {
+            if mutant!("output-rows-may-overlap", strides[axis] <= span, false) {
                 return Err(AttentionError::Overlap { operand: "output view", shape, strides });
             }
             span += (shape[axis] - 1) * strides[axis];

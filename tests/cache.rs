@@ -98,6 +98,8 @@ fn what_does_not_fit_changes_nothing() {
         assert_eq!(error.to_string(), expected.to_string());
         assert_eq!((cache.len(), cache.keys().len()), (10, 10), "{error}");
     }
+    cache.truncate(64);
+    assert_eq!(cache.len(), 10, "there is no more to keep");
     cache.append(k(2, 3, 310, 19), v(2, 3, 310, 21)).unwrap();
     assert_eq!(cache.values().shape(), [2, 3, 320, 21]);
 }

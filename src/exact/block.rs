@@ -170,7 +170,12 @@ pub(crate) fn describe_rows<T: Element>(call: &Call<'_, T>, block: &Block, rows:
     rows.clear();
     let (mut query, mut head) = (block.rows.start / group, block.rows.start % group);
     for _ in block.rows.clone() {
-        rows.push(describe_row(call, &block.sequence, query, block.kv_head * group + head));
+        let q_head = mutant!(
+            "heads-tiled-not-repeated",
+            block.kv_head * group + head,
+            head * call.problem.kv_heads + block.kv_head
+        );
+        rows.push(describe_row(call, &block.sequence, query, q_head));
         head += 1;
         if head == group {
             (query, head) = (query + 1, 0);
@@ -224,7 +229,7 @@ fn core<T: Element>(rows: &[BlockRow], call: &Call<'_, T>) -> Range<usize> {
 /// Starts a split.
 fn reset(scratch: &mut Scratch) {
     let Scratch { rows, acc, acc_stride, .. } = scratch;
-    acc[..rows.len() * *acc_stride].fill(0.0);
+    acc[..mutant!("sums-start-as-left", rows.len() * *acc_stride, 0)].fill(0.0);
     for row in rows {
         row.state = RowState::EMPTY;
     }
@@ -241,7 +246,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     tile: Range<usize>,
     core: &Range<usize>,
 ) {
-    let whole = core.start <= tile.start && tile.end <= core.end && tile.len().is_multiple_of(16);
+    let whole_vectors = mutant!("ragged-tile-taken-for-whole", tile.len().is_multiple_of(16), true);
+    let whole = core.start <= tile.start && tile.end <= core.end && whole_vectors;
     let Scratch { operands, rows, sums, peaks, scores, bits, shared, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
@@ -273,7 +279,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let shared = scattered.then_some(&*shared);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
-                scale_row(isa, acc, factor);
+                scale_row(isa, acc, mutant!("output-not-rescaled", factor, 1.0));
             }
         }
         if call.problem.v_dim == 0 {
@@ -317,7 +323,7 @@ fn close_split<I: Isa>(isa: I, scratch: &mut Scratch, first: bool) {
 /// Joins a later part of a row to what is there.
 #[inline(always)]
 pub(crate) fn join<I: Isa>(isa: I, into: (&mut Partial, &mut [f32]), later: (&Partial, &[f32])) {
-    if !later.0.seen {
+    if mutant!("empty-split-is-joined", !later.0.seen, false) {
         return;
     }
     if !into.0.seen {

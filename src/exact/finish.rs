@@ -31,7 +31,7 @@ pub(crate) struct Targets<'a> {
 #[inline(always)]
 pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial, f32) {
     let sink = in_log2(sink);
-    let max = larger(state.max, sink);
+    let max = mutant!("sink-outside-the-maximum", larger(state.max, sink), state.max);
     let factor = rescale(isa, state.max, max);
     let sum = state.sum * factor + exp2(isa, sink - shift(max));
     (Partial { max, sum, ..*state }, factor)
@@ -50,10 +50,11 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
     acc: &mut [f32],
     targets: &Targets<'_>,
 ) {
-    let place = (sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+    let first = mutant!("rows-of-the-first-sequence", sequence.q_first, 0);
+    let place = (sequence.batch, row.mask.q_head, first + row.mask.query);
     let state = &row.total.finished();
     let (mut end, mut factor, mut divisor) = (*state, 1.0, 1.0);
-    if state.seen {
+    if mutant!("row-without-keys-is-divided", state.seen, true) {
         if let Some(sinks) = call.sinks {
             (end, factor) = with_sink(isa, state, sinks[row.mask.q_head]);
             if factor != 1.0 {
@@ -62,7 +63,7 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
         }
         divisor = end.sum;
     } else {
-        acc.fill(0.0);
+        acc[mutant!("row-without-keys-not-written", 0, 1)..].fill(0.0);
     }
     // A NaN may hide from the maximum, but not from the sum.
     let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
@@ -74,7 +75,7 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
             AnyRows::Bf16(rows) => store(isa, acc, divisor, &rows, place),
         }
         if let Some(rows) = &targets.lse {
-            put(rows, place, lse(state));
+            put(rows, place, lse(mutant!("sink-in-the-lse", state, &end)));
         }
         if let Some(rows) = &targets.row_max {
             put(rows, place, max);
@@ -89,7 +90,9 @@ pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
 
 /// The natural logarithm of the sum of exponentials.
 fn lse(state: &Partial) -> f32 {
-    if state.seen { (state.max + math::log2(state.sum)) * LN_2 } else { f32::NEG_INFINITY }
+    let ln_2 = mutant!("lse-in-log2", LN_2, 1.0);
+    let none = mutant!("lse-of-no-key-is-plus-infinity", f32::NEG_INFINITY, f32::INFINITY);
+    if state.seen { (state.max + math::log2(state.sum)) * ln_2 } else { none }
 }
 
 /// # Safety

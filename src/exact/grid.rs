@@ -46,7 +46,8 @@ impl Grid {
         let units = call.sequences.count().saturating_mul(problem.kv_heads);
         let rows = problem.max_q_len.saturating_mul(problem.group());
         let workers = if tile::worth_spreading(call.work) { parallel::workers(max_workers) } else { 1 };
-        let splits = problem.max_kv_len.div_ceil(call.order.split);
+        let (keys, split) = (problem.max_kv_len, call.order.split);
+        let splits = mutant!("last-split-is-lost", keys.div_ceil(split), (keys / split).max(1));
         let block_rows = tile::block_rows(rows, units, workers, splits);
         let unit = call.mask.blocks.and_then(|blocks| blocks.q_block().checked_mul(problem.group()));
         let unit = unit.filter(|&unit| block_rows < rows && unit < rows);

@@ -242,6 +242,7 @@ fn full_blocks<T: Element>(
     intersect(&mut bits, &own);
     let hull = hull_of(&bits)?;
     let attended = all.start <= hull.start && hull.end <= all.end;
+    let partial = mutant!("partial-block-taken-for-full", partial, false);
     (!partial && attended && Columns::of(&bits).are(&bits)).then_some(bits)
 }
 
@@ -329,7 +330,7 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
     let (has_bits, has_bias) = (call.mask.has_bits(), call.rules.has_bias());
     if !has_bits {
         let own = columns_of(row, tile);
-        if !has_bias && columns.are_all_of(&own) {
+        if !has_bias && mutant!("ragged-edge-attended", columns.are_all_of(&own), true) {
             return Visible::All;
         }
         *bits = TileBits::default();

@@ -108,7 +108,8 @@ impl PartSums {
     /// `E` with `t_j - max` in place of `t_j - state.max`.
     #[inline(always)]
     fn energy_under(&self, state: &Partial, max: f32) -> f64 {
-        self.energy - f64::from(rise(state.max, max)) * f64::from(state.sum)
+        self.energy
+            - f64::from(mutant!("energy-not-rescaled", rise(state.max, max), 0.0)) * f64::from(state.sum)
     }
 }
 

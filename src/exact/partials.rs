@@ -75,7 +75,8 @@ impl<'a> Partials<'a> {
         for split in 0..splits {
             // SAFETY: the row lies in a part of the unit, which is the caller's alone.
             let slot = unsafe { self.rows.row(unit, split, row) };
-            let later = Partial { max: slot[0], sum: slot[1], seen: slot[2] != 0.0 };
+            let seen = mutant!("empty-split-has-keys", slot[2] != 0.0, true);
+            let later = Partial { max: slot[0], sum: slot[1], seen };
             let [keys, energy, distance, first] = [3, 4, 5, 6].map(|at| f64::from(slot[at]));
             let part = PartSums { keys: keys as usize, energy, distance, first };
             sums.join(isa, &total, (&later, &part));

@@ -157,7 +157,8 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
             E::pack_query(isa, call, &sequence, &row, scratch.rows.len(), &mut scratch.operands);
             scratch.rows.push(row);
         }
-        let kv_head = q_head / call.problem.group();
+        let kv_head =
+            mutant!("scores-of-tiled-heads", q_head / call.problem.group(), q_head % call.problem.kv_heads);
         let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);
         let block = Block { sequence, kv_head, rows, keys: keys.clone(), shares_keys: false };
         let source = E::open(isa, call, &block, &mut scratch.operands, &keys);
@@ -266,7 +267,8 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
         close_split(isa, row);
         row.total = row.total.finished();
         if let Some(sinks) = call.sinks {
-            row.total = with_sink(isa, &row.total, sinks[row.mask.q_head]).0;
+            let sink = mutant!("probabilities-without-the-sink", sinks[row.mask.q_head], f32::NEG_INFINITY);
+            row.total = with_sink(isa, &row.total, sink).0;
         }
     }
 }
@@ -321,7 +323,10 @@ fn write_row<I: Isa, T: Element>(
                 let weight = math::vector::exp2(isa, isa.sub(t, isa.splat(shift(max))));
                 (isa.div(weight, isa.splat(sum)), 0.0)
             }
-            _ => (isa.mul(t, isa.splat(LN_2)), f32::NEG_INFINITY),
+            _ => {
+                let removed = mutant!("removed-score-is-finite", f32::NEG_INFINITY, f32::MIN);
+                (isa.mul(t, isa.splat(LN_2)), removed)
+            }
         };
         isa.store(isa.select(allowed, score, isa.splat(removed)), scores);
     }

@@ -55,7 +55,7 @@ impl<'a> Sequences<'a> {
             check_size("kv_lens", "entries", count, lens.len())?;
             for (index, &len) in lens.iter().enumerate() {
                 let limit = sequences.bounds(index).1.len();
-                if len > limit {
+                if mutant!("key-length-unchecked", len > limit, false) {
                     return Err(AttentionError::TooLarge {
                         operand: "kv_lens",
                         axis: "kv_len",
@@ -108,10 +108,17 @@ impl<'a> Sequences<'a> {
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Sequence {
         let (queries, keys) = self.bounds(index);
-        let kv_len = self.kv_lens.map_or(keys.len(), |lens| lens[index]);
+        let valid = |lens: &[usize]| mutant!("key-lengths-of-the-first-sequence", lens[index], lens[0]);
+        let kv_len = self.kv_lens.map_or(keys.len(), valid);
         let q_start = match self.q_start {
-            QueryStart::TopLeft => 0,
-            QueryStart::BottomRight => (kv_len as i64).saturating_sub(queries.len() as i64),
+            QueryStart::TopLeft => {
+                mutant!("top-left-is-bottom-right", 0, kv_len as i64 - queries.len() as i64)
+            }
+            QueryStart::BottomRight => {
+                let kv_len = mutant!("bottom-right-of-the-buffer", kv_len, keys.len());
+                let start = (kv_len as i64).saturating_sub(queries.len() as i64);
+                mutant!("negative-start-is-clamped", start, start.max(0))
+            }
             QueryStart::At(start) => start,
             QueryStart::PerSequence(starts) => starts[index],
         };
@@ -132,7 +139,10 @@ impl<'a> Sequences<'a> {
         match self.ragged {
             None => batch,
             Some(Ragged { q_bounds, .. }) => {
-                let after = q_bounds.partition_point(|&bound| bound <= token);
+                let ends = |&bound: &usize| {
+                    bound <= mutant!("first-token-is-the-sequence-before", token, token.max(1) - 1)
+                };
+                let after = q_bounds.partition_point(ends);
                 after - 1
             }
         }

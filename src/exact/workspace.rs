@@ -189,7 +189,7 @@ impl Scratch {
 
     /// Forgets packed keys and takes on a plan's strides; every call starts with it.
     pub(crate) fn start(&mut self, sizes: &ScratchSizes) {
-        self.operands.packed.head = None;
+        self.operands.packed.head = mutant!("packed-keys-of-the-last-call", None, self.operands.packed.head);
         self.operands.v_stride = sizes.acc_stride;
         self.acc_stride = sizes.acc_stride;
         self.stopped_in = None;
@@ -238,7 +238,12 @@ impl Operands {
     /// packs it.
     pub(crate) fn missing_panels(&mut self, head: [usize; 2], panels: &Range<usize>) -> Option<Range<usize>> {
         let Packed { head: of, panels: bits } = &mut self.packed;
-        if *of != Some(head) {
+        let known = mutant!(
+            "packed-keys-of-another-sequence",
+            *of == Some(head),
+            of.is_some_and(|of| of[1] == head[1])
+        );
+        if !known {
             bits.fill(0);
             *of = Some(head);
         }

@@ -148,11 +148,12 @@ impl Isa for Avx2 {
             let bits = _mm256_castps_si256(x);
             let top = _mm256_srli_epi32::<16>(bits);
             let odd = _mm256_and_si256(top, _mm256_set1_epi32(1));
+            let odd = mutant!("bf16-rounds-ties-up", odd, _mm256_set1_epi32(1));
             let carried = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
             let rounded = _mm256_srli_epi32::<16>(carried);
             let quiet = _mm256_or_si256(top, _mm256_set1_epi32(0x40));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-            let bits = _mm256_blendv_epi8(rounded, quiet, nan);
+            let bits = mutant!("bf16-of-nan-is-rounded", _mm256_blendv_epi8(rounded, quiet, nan), rounded);
             let halves = _mm256_packus_epi32(bits, bits);
             let joined = _mm256_permute4x64_epi64::<0b10_00>(halves);
             _mm_storeu_si128(dst.as_mut_ptr().cast(), _mm256_castsi256_si128(joined))
@@ -181,7 +182,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn max(self, a: __m256, b: __m256) -> __m256 {
-        op!(_mm256_max_ps(a, b))
+        mutant!("maximum-of-nan-is-the-other", op!(_mm256_max_ps(a, b)), op!(_mm256_max_ps(b, a)))
     }
     #[inline(always)]
     fn min(self, a: __m256, b: __m256) -> __m256 {

@@ -71,7 +71,11 @@ impl Isa for Portable {
     }
     #[inline(always)]
     fn store_bf16(self, x: f32x8, dst: &mut [bf16]) {
-        *head_mut(dst) = x.to_array().map(bf16::from_f32_const);
+        *head_mut(dst) = mutant!(
+            "bf16-is-cut-off",
+            x.to_array().map(bf16::from_f32_const),
+            x.to_array().map(|x| bf16::from_bits((x.to_bits() >> 16) as u16))
+        );
     }
 
     #[inline(always)]

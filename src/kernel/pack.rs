@@ -20,7 +20,8 @@ pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out
     let rest = to.into_remainder();
     if !rest.is_empty() {
         let mut padded = [0.0; 16];
-        isa.store(isa.mul(load_padded(isa, from.remainder(), 0), factor), &mut padded);
+        let row = load_padded(isa, from.remainder(), 0);
+        isa.store(mutant!("tail-of-queries-not-scaled", isa.mul(row, factor), row), &mut padded);
         rest.copy_from_slice(&padded[..rest.len()]);
     }
 }
@@ -99,13 +100,19 @@ pub(crate) fn store_row<I: Isa, Q: Element>(isa: I, row: &[f32], divisor: f32, o
     let divisor = isa.splat(divisor);
     let (mut from, mut to) = (row.chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
     for (row, out) in from.by_ref().zip(to.by_ref()) {
-        Q::store(isa, isa.div(isa.load(row), divisor), out);
+        let row = isa.load(row);
+        let quotient = mutant!(
+            "division-by-reciprocal",
+            isa.div(row, divisor),
+            isa.mul(row, isa.div(isa.splat(1.0), divisor))
+        );
+        Q::store(isa, quotient, out);
     }
     let rest = to.into_remainder();
     if !rest.is_empty() {
         let mut padded = [Q::default(); 16];
         let row = load_padded(isa, from.remainder(), 0);
-        Q::store(isa, isa.div(row, divisor), &mut padded);
+        Q::store(isa, mutant!("tail-of-outputs-not-divided", isa.div(row, divisor), row), &mut padded);
         rest.copy_from_slice(&padded[..rest.len()]);
     }
 }

@@ -84,7 +84,11 @@ impl<I: Isa, T: Element> Product<I> for Fma<T> {
     }
     #[inline(always)]
     fn mul_add_kept(isa: I, removed: I::M, weight: I::F, stored: I::F, acc: I::F) -> I::F {
-        isa.select(removed, acc, isa.mul_add(weight, stored, acc))
+        mutant!(
+            "removed-values-weigh-zero",
+            isa.select(removed, acc, isa.mul_add(weight, stored, acc)),
+            isa.mul_add(isa.select(removed, isa.splat(0.0), weight), stored, acc)
+        )
     }
 }
 

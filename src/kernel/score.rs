@@ -105,7 +105,9 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     for r in 0..MR {
         let out = &mut rows.out[column + r * rows.stride..][..NV * I::LANES];
         for v in 0..NV {
-            isa.store(P::finish(isa, acc[r][v], rows.scale), &mut out[v * I::LANES..]);
+            let score = P::finish(isa, acc[r][v], rows.scale);
+            let score = mutant!("scores-in-f16", score, crate::mutant::through_f16(isa, score));
+            isa.store(score, &mut out[v * I::LANES..]);
         }
     }
 }
@@ -196,7 +198,7 @@ pub(crate) fn load_columns<I: Isa, T: Element>(
 #[inline(never)]
 fn copy_edge<T: Element>(keys: KeyRows<'_, T>, head_dim: usize, first: usize, d: usize) -> [T; 128] {
     let mut block = [T::default(); 16 * 8];
-    let dims = T::COLUMNS.min(head_dim - d);
+    let dims = T::COLUMNS.min(mutant!("last-dimension-of-the-last-key", head_dim - d, head_dim - d - 1));
     for (lane, to) in block.chunks_exact_mut(8).enumerate().take(keys.len.saturating_sub(first)) {
         to[..dims].copy_from_slice(&keys.data[(first + lane) * keys.stride + d..][..dims]);
     }

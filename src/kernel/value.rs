@@ -87,7 +87,7 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
             d += 2 * I::LANES;
         }
     }
-    while d < values.v_dim {
+    while d < mutant!("tail-of-values-skipped", values.v_dim, values.v_dim / I::LANES * I::LANES) {
         accumulate_tile::<I, P, MR, 1, GUARD>(isa, values, &keys, d, rows);
         d += I::LANES;
     }

@@ -187,7 +187,7 @@ impl Ready {
             Ok(Ready::Exponential(Exponential {
                 shift: directions.map(shift).collect(),
                 directions: scaled,
-                norm: LOG2_E * scale / 2.0,
+                norm: mutant!("norm-of-features-doubled", LOG2_E * scale / 2.0, LOG2_E * scale),
                 constant: constant as f32,
             }))
         };

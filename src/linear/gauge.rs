@@ -87,7 +87,7 @@ impl Kernel for Advance<'_, '_> {
         let Advance { exponents, columns, causal, state, v_stride } = self;
         let first = columns.start;
         let mut end = first_above(isa, exponents, &columns, state.gauge);
-        if !causal {
+        if mutant!("gauge-of-later-keys", !causal, true) {
             if end < columns.end {
                 raise(isa, exponents, columns.clone(), state, v_stride);
             }

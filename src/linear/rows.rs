@@ -159,7 +159,9 @@ impl Kernel for Rows<'_> {
             let own = &mut own[..group.len() * v_stride];
             acc.fill(0.0);
             own.fill(0.0);
-            let seen = |row: usize| if causal { keys.end.min(row + 1) } else { keys.end };
+            let seen = |row: usize| {
+                if mutant!("block-sees-itself", causal, false) { keys.end.min(row + 1) } else { keys.end }
+            };
             let shared = keys.start..seen(first).max(keys.start);
             let columns = whole_columns(&(keys.start..seen(group.end - 1).max(keys.start)));
             let weights = WeightedRows {

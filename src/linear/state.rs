@@ -340,7 +340,8 @@ impl Kernel for Merge<'_> {
         }
         let UnitState { sums: rows, norms, gauge, decay, .. } = shape.split(unit);
         for feature in 0..features {
-            let (mut own, mut factor) = (exp2(isa, later.decay * LOG2_E), 1.0);
+            let fading = mutant!("merged-state-does-not-fade", later.decay * LOG2_E, 0.0);
+            let (mut own, mut factor) = (exp2(isa, fading), 1.0);
             if gauged {
                 let (a, b) = (gauge[feature], later.gauge[feature]);
                 let joint = if b > a { b } else { a };

@@ -150,7 +150,8 @@ impl Absorbed {
             project(projected);
             exchange(projected, context, [heads, tokens, value_dim]);
         }
-        for (row, _) in lse.iter().enumerate().filter(|&(_, &lse)| lse == f32::NEG_INFINITY) {
+        let none = mutant!("absorbed-row-without-keys-has-a-bias", f32::NEG_INFINITY, f32::NAN);
+        for (row, _) in lse.iter().enumerate().filter(|&(_, &lse)| lse == none) {
             let (sequence, head, query) = (row / (heads * q_len), row / q_len % heads, row % q_len);
             context[((sequence * q_len + query) * heads + head) * value_dim..][..value_dim].fill(0.0);
         }

@@ -119,7 +119,8 @@ pub(crate) struct Relu;
 impl Function for Relu {
     #[inline(always)]
     fn apply<I: Isa>(isa: I, x: I::F) -> I::F {
-        isa.max(isa.splat(0.0), x) // in this order NaN stays
+        let zero = isa.splat(0.0);
+        mutant!("relu-of-nan-is-zero", isa.max(zero, x), isa.max(x, zero)) // in this order NaN stays
     }
 }
 

@@ -517,7 +517,7 @@ impl MultiHeadAttention {
                 reason: "the configuration lets no query see a key after it, and a prefix would",
             });
         }
-        let mask = mask.window(window_left, window_right);
+        let mask = mask.window(window_left, mutant!("window-of-a-module-is-open", window_right, None));
         Ok(Mask { causal: mask.causal || causal, ..mask })
     }
 

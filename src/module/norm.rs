@@ -190,7 +190,7 @@ fn sum<I: Isa, const SQUARES: bool>(isa: I, row: &[f32], mean: f32) -> f32 {
     }
     let rest = blocks.remainder();
     if !rest.is_empty() {
-        let mut padded = [mean; LANES]; // what adds nothing: 0, or no distance
+        let mut padded = [mutant!("variance-of-padding", mean, 0.0); LANES]; // what adds nothing: 0, or no distance
         padded[..rest.len()].copy_from_slice(rest);
         add_block::<I, SQUARES>(isa, &padded, centre, &mut sums[..vectors]);
     }

@@ -58,7 +58,7 @@ impl RowBlocks {
     /// Whether both visit the same blocks.
     #[inline(always)]
     pub(crate) fn visits_the_same(&self, other: &Self) -> bool {
-        self.layout == other.layout && self.runs == other.runs
+        mutant!("layouts-alike-by-runs", self.layout == other.layout, true) && self.runs == other.runs
     }
 
     /// Whether both are in one row of blocks.
@@ -134,7 +134,8 @@ impl BlockMask {
         let [sequences, heads] = self.shape;
         let sequence = if sequences == 1 { 0 } else { sequence };
         let head = if heads == 1 { 0 } else { q_head };
-        (sequence < sequences && head < heads).then(|| self.table[sequence * heads + head])
+        let at = mutant!("blocks-of-the-first-sequence", sequence, 0) * heads + head;
+        (sequence < sequences && head < heads).then(|| self.table[at])
     }
 
     /// The share of blocks that are stored: the mean over all sequences and heads that the table tells apart.

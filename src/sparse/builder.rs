@@ -72,7 +72,7 @@ impl LayoutBuilder {
                 count += word.count_ones() as usize;
             }
         }
-        if count == queries * keys {
+        if count == mutant!("partial-block-stored-full", queries * keys, count.max(1)) {
             self.push(column, FULL)
         } else if count > 0 {
             let pattern = self.pattern(bits)?;
@@ -106,7 +106,9 @@ impl LayoutBuilder {
         let BlockLayout { spans, patterns, .. } = &mut self.layout;
         let open = spans.len() > self.first && patterns.last() == Some(&FULL) && pattern == FULL;
         match spans.last_mut() {
-            Some(last) if open && last.end == keys.start => last.end = keys.end,
+            Some(last) if open && mutant!("full-blocks-join-over-gaps", last.end == keys.start, true) => {
+                last.end = keys.end
+            }
             _ => {
                 push(spans, Span { start: keys.start, end: keys.end })?;
                 push(patterns, pattern)?;
@@ -123,7 +125,12 @@ impl LayoutBuilder {
         let mut runs = RowRuns { start, end, keys: self.keys, keys_before };
         if let Some(last) = rows.last() {
             let before = last.start as usize..last.end as usize;
-            if spans[before.clone()] == spans[self.first..] && patterns[before] == patterns[self.first..] {
+            let alike = mutant!(
+                "rows-of-blocks-alike-by-place",
+                patterns[before.clone()] == patterns[self.first..],
+                true
+            );
+            if spans[before] == spans[self.first..] && alike {
                 spans.truncate(self.first);
                 patterns.truncate(self.first);
                 runs = RowRuns { keys_before, ..*last };

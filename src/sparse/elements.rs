@@ -141,7 +141,8 @@ fn note_columns(grid: &BlockGrid, range: &Range<usize>, covers: &mut [i64], touc
         let keys = grid.keys(column);
         range.start <= keys.start && keys.end <= range.end
     };
-    let covered = first + usize::from(!whole(first))..last + usize::from(whole(last));
+    let covered = first + usize::from(!whole(first))
+        ..last + usize::from(mutant!("last-block-is-covered", whole(last), true));
     if covered.start < covered.end {
         covers[covered.start] += 1;
         covers[covered.end] -= 1;

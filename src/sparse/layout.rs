@@ -261,7 +261,7 @@ fn place(bits: &mut TileBits, words: &[u64], at: isize) {
         let (to, shift) = (at.div_euclid(64), at.rem_euclid(64));
         word_at(to, word << shift);
         if shift > 0 {
-            word_at(to + 1, word >> (64 - shift));
+            word_at(to + 1, mutant!("bits-lost-between-words", word >> (64 - shift), 0));
         }
     }
 }

@@ -250,7 +250,7 @@ impl SequenceContext {
 impl Ring {
     /// Writes a row to both its places.
     fn put(&mut self, slot: usize, capacity: usize, row: &[f32]) {
-        for slot in [slot, slot + capacity] {
+        for slot in [slot, mutant!("ring-written-once", slot + capacity, slot)] {
             self.rows[slot * self.dim..][..self.dim].copy_from_slice(row);
         }
     }

@@ -2,13 +2,15 @@
 
 use crate::common::cases::*;
 use crate::common::guard::announce;
-use crate::{SEEDS, cases, for_normal_cases, normal, with_types};
-use lucid_attention::DType::F32;
+use crate::{SEEDS, for_normal_cases, normal};
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{Element, View, ViewMut, merge};
 
 /// A copy with other values.
-fn mapped<T: Element, U: Element>(operand: &Operand<T>, map: impl Fn([usize; 4], T) -> U) -> Operand<U> {
+pub(crate) fn mapped<T: Element, U: Element>(
+    operand: &Operand<T>,
+    map: impl Fn([usize; 4], T) -> U,
+) -> Operand<U> {
     let value = |index| map(index, operand.at(index));
     Operand::new(operand.shape, operand.strides, Place::Heap, U::from_f32(f32::NAN), value)
 }
@@ -214,27 +216,5 @@ fn outputs_lie_in_the_hull_of_the_values() {
                 assert!(inside, "{level}: {x:e} at {:?} outside {hull:?}", [h, i, d]);
             });
         }
-    }
-}
-
-/// I16: narrow storage changes nothing but the roundings of operands and of the result.
-#[test]
-fn storage_rounds_once() {
-    for case in cases() {
-        let _announced = announce(&case);
-        let in_f32 = Case { types: [F32, F32], ..case }.operands::<f32, f32>(Place::Heap);
-        with_types!(case.types, Q, T => {
-            let operands = case.operands::<Q, T>(Place::Heap);
-            let q = mapped(&operands.q, |_, x| x.to_f32());
-            let [k, v] = [&operands.k, &operands.v].map(|operand| mapped(operand, |_, x| x.to_f32()));
-            let inputs = in_f32.inputs_with(q.view(), k.view(), v.view());
-            for level in levels() {
-                let wide = run(&inputs, &Ask::all(level));
-                let narrow = run(&operands.inputs(), &Ask::all(level));
-                let rounded: Vec<Q> = wide.out.iter().map(|&x| Q::from_f32(x)).collect();
-                assert_same(&narrow.out, &rounded, &format!("{level}: out"));
-                assert_same(&narrow.lse, &wide.lse, &format!("{level}: lse"));
-            }
-        });
     }
 }

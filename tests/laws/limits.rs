@@ -82,6 +82,64 @@ fn overflow() {
     }
 }
 
+/// Rule A.3 again: tiles and splits of nothing but overflowed logits weigh nothing beside later keys.
+#[test]
+fn overflow_before_the_first_logit() {
+    for level in levels() {
+        for before in [1, 256, 300, 1024, 1500] {
+            let k = [&vec![-9.0; before][..], &[0.0, 0.0]].concat();
+            let v = [&vec![7.0; before][..], &[1.0, 2.0]].concat();
+            for bias in [None, Some(0.0)].map(|bias| bias.map(|bias| [bias])) {
+                let mut inputs = plain(&[1e38], &k, &v).scale(1.0);
+                if let Some(bias) = &bias {
+                    inputs = inputs.bias(View::new(bias, [1; 4]).expect("a bias"));
+                }
+                let got = run(&inputs, &Ask::all(level));
+                let what = format!("{level}, after {before} keys, bias {bias:?}");
+                assert_eq!((got.out[0], got.row_max[0]), (1.5, 0.0), "{what}");
+                assert_close(&got.lse, &[2f32.ln()], 1e-6, &what);
+            }
+        }
+    }
+}
+
+/// I3 for a split: one without keys for a row changes no bit of it, not even the sign of a zero.
+#[test]
+fn splits_without_keys() {
+    // Where a multiply-add rounds once, 0 + exp(-2) v is -0.
+    let tiny = -f32::from_bits(1);
+    let (mut k, mut v) = (vec![7.0; 1500], vec![7.0; 1500]);
+    (k[0], v[0], k[1], v[1]) = (2.0, 0.0, 0.0, tiny);
+    let span = |start, end| Span { start, end };
+    // The first row has no key in the second split, which the second row visits.
+    let spans = [span(0, 2), span(0, 2), span(1400, 1401)];
+    let list = Intervals::new([1, 1, 2], &[0, 1, 3], &spans).expect("spans");
+    let inputs = plain(&[1.0, 1.0], &k, &v).scale(1.0).mask(Mask::NONE.intervals(list));
+    for level in levels() {
+        let short = plain(&[1.0], &k[..2], &v[..2]).scale(1.0);
+        let expected = run(&short, &Ask::all(level));
+        assert_eq!(expected.out[0].is_sign_negative(), level.is_fused(), "{level}: {:?}", expected.out);
+        let got = run(&inputs, &Ask::all(level));
+        assert_same(&got.out[..1], &expected.out, &format!("{level}: out"));
+        assert_same(&got.lse[..1], &expected.lse, &format!("{level}: lse"));
+    }
+}
+
+/// A bias of NaN removes nothing: it shows in the rows whose mask leaves the key.
+#[test]
+fn a_bias_of_nan_shows() {
+    let bias = [0.0, f32::NAN, 0.0, 0.0];
+    let bias = View::new(&bias, [1, 1, 2, 2]).expect("a bias");
+    let inputs = plain(&[1.0, 1.0], &[1.0, 1.0], &[3.0, 5.0]).bias(bias);
+    for level in levels() {
+        let got = run(&inputs, &Ask::all(level));
+        assert!(got.out[0].is_nan() && got.lse[0].is_nan(), "{level}: {:?}", got);
+        assert_eq!(got.out[1], 4.0, "{level}: the other row");
+        let causal = inputs.mask(Mask::causal());
+        assert_eq!(run(&causal, &Ask::at(level)).out, [3.0, 4.0], "{level}: removed");
+    }
+}
+
 /// Sinks that are not finite, and one that dwarfs all scores.
 #[test]
 fn sinks_at_the_limits() {
@@ -93,6 +151,21 @@ fn sinks_at_the_limits() {
         assert_eq!(out(1e30), 0.0, "{level}: a sink above all");
         assert!(out(f32::NAN).is_nan(), "{level}: a sink of NaN");
         assert!(out(f32::INFINITY).is_nan(), "{level}: a sink of +inf");
+    }
+}
+
+/// Rows of an operand that lie more than 2^31 elements apart.
+#[test]
+#[cfg(target_pointer_width = "64")]
+fn rows_far_apart() {
+    let far = 1 << 31;
+    // Zeros: pages that nobody writes to take no memory.
+    let mut allowed = vec![false; far + 3];
+    (allowed[0], allowed[far + 2]) = (true, true);
+    let allowed = View::with_strides(&allowed, [1, 1, 2, 3], [0, 0, far, 1]).expect("a mask");
+    let inputs = plain(&[1.0, 2.0], &[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]).mask(Mask::NONE.allowed(allowed));
+    for level in levels() {
+        assert_eq!(run(&inputs, &Ask::at(level)).out, [4.0, 6.0], "{level}");
     }
 }
 

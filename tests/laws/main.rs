@@ -19,7 +19,7 @@
 //! | I13 values scale and add | `algebra` |
 //! | I14 scale moves between queries and the factor; dimensions permute | `algebra` |
 //! | I15 outputs lie in the hull of their values | `algebra` |
-//! | I16 storage rounds once | `algebra` |
+//! | I16 storage rounds once | `storage` |
 //! | I17 panels: appended, built at once, rows | `determinism/pieces`, fuzz target `decode` |
 //! | I18 layouts, offsets, what memory held before | `determinism/layouts`, `workspaces` |
 //! | I19 options at their limits are no options | `options` |
@@ -33,6 +33,7 @@ mod estimates;
 mod limits;
 mod options;
 mod poison;
+mod storage;
 mod workspaces;
 
 use common::cases::*;

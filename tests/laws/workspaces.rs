@@ -71,3 +71,19 @@ fn used_before() {
 fn made_for_a_larger_plan() {
     after_calls_of_nan(LARGE, true);
 }
+
+/// Keys of another call with the same head: nothing packed for one serves the other.
+#[test]
+fn used_for_other_keys() {
+    let cases =
+        [1, 2].map(|seed| Case { seed, heads: [2, 1], q_len: 60, kv_len: 70, ..Case::default() }.possible());
+    let calls = cases.map(|case| case.operands::<f32, f32>(Place::Heap));
+    for level in levels() {
+        let plan = plan(level, false, &Problem::of(&calls[0].inputs()));
+        let mut workspace = plan.workspace().expect("memory");
+        for operands in &calls {
+            let got = run_in(&mut workspace, &plan, &operands.inputs());
+            assert_same(&got, &run(&operands.inputs(), &Ask::at(level)).out, &format!("{level}"));
+        }
+    }
+}

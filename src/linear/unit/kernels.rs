@@ -140,7 +140,8 @@ impl Kernel for Store<'_, '_> {
         let Store { v_stride, normalize, head, first_token, rows, scratch, out } = self;
         for (token, row) in (first_token..).zip(rows) {
             let acc = &scratch.acc[row * v_stride..][..v_stride];
-            let divisor = if normalize { scratch.denominators[row] } else { 1.0 };
+            let divisor =
+                if mutant!("normaliser-missing", normalize, false) { scratch.denominators[row] } else { 1.0 };
             if divisor == 0.0 {
                 out.store_zero(head, token);
             } else {
