@@ -5,7 +5,7 @@ use lucid_attention::sparse::{Lsh, Rotations};
 use lucid_attention::{Mask, View};
 
 /// Tokens and values of some heads, `[batch, heads, tokens, dim]`.
-struct Tokens {
+pub(crate) struct Tokens {
     shape: [usize; 4],
     v_dim: usize,
     qk: Vec<f32>,
@@ -13,7 +13,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn new(seed: u64, shape @ [batch, heads, tokens, dim]: [usize; 4], v_dim: usize) -> Self {
+    pub(crate) fn new(seed: u64, shape @ [batch, heads, tokens, dim]: [usize; 4], v_dim: usize) -> Self {
         let rng = &mut Rng::new(seed);
         let rows = batch * heads * tokens;
         let qk = (0..rows * dim).map(|_| rng.normal()).collect();
@@ -21,11 +21,11 @@ impl Tokens {
         Self { shape, v_dim, qk, v }
     }
 
-    fn qk(&self) -> View<'_, f32> {
+    pub(crate) fn qk(&self) -> View<'_, f32> {
         View::new(&self.qk, self.shape).expect("tokens")
     }
 
-    fn v(&self) -> View<'_, f32> {
+    pub(crate) fn v(&self) -> View<'_, f32> {
         let [batch, heads, tokens, _] = self.shape;
         View::new(&self.v, [batch, heads, tokens, self.v_dim]).expect("values")
     }
@@ -114,10 +114,23 @@ fn definition(
 }
 
 fn check(lsh: &Lsh, tokens: &Tokens, mask: Mask<'_>, allows: &dyn Fn(usize, usize) -> bool, what: &str) {
-    let [batch, heads, count, dim] = tokens.shape;
+    let [_, heads, _, dim] = tokens.shape;
     let rotations = Rotations::seeded(3, heads, dim, lsh.rounds, lsh.buckets).expect("rotations");
     let buckets = rotations.buckets(tokens.qk()).expect("buckets");
-    let got = lsh.attention(tokens.qk(), tokens.v(), &buckets, mask).expect("operands that fit");
+    check_buckets(lsh, tokens, &buckets, mask, allows, what);
+}
+
+/// Holds a call with these buckets against the definition.
+pub(crate) fn check_buckets(
+    lsh: &Lsh,
+    tokens: &Tokens,
+    buckets: &[u32],
+    mask: Mask<'_>,
+    allows: &dyn Fn(usize, usize) -> bool,
+    what: &str,
+) {
+    let [batch, heads, count, _] = tokens.shape;
+    let got = lsh.attention(tokens.qk(), tokens.v(), buckets, mask).expect("operands that fit");
     let largest = tokens.v.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
     for head in 0..batch * heads {
         let own = &buckets[head * lsh.rounds * count..][..lsh.rounds * count];
