@@ -128,6 +128,9 @@ pub(crate) fn erf(x: f64) -> f64 {
     y.copysign(x)
 }
 
+/// Is handed what a number is, and the number, the exact one, and its bound.
+pub(crate) type Judge<'a> = dyn FnMut(&dyn Fn() -> String, [f64; 3]) + 'a;
+
 /// A call, drawn at random.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -316,7 +319,7 @@ impl Case {
     }
 
     /// The same, with every number, the exact one and its bound handed to a judge.
-    pub(crate) fn compare(&self, judge: &mut dyn FnMut(&dyn Fn() -> String, [f64; 3])) -> [usize; 2] {
+    pub(crate) fn compare(&self, judge: &mut Judge<'_>) -> [usize; 2] {
         let weights = lively_weights(&self.config, self.dims, self.seed);
         let [query, key, value] = self.tokens();
         let shape = |tokens, dim| [self.batch, tokens, dim];
