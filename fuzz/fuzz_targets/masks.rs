@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| lucid_attention_fuzz::masks(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lucid_attention_fuzz::masks(data, &mut Default::default()));

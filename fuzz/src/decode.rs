@@ -1,6 +1,7 @@
 //! A cache that is appended to, cut back and asked, against the rows that it should hold.
 
-use crate::common::cases::{Rng, assert_same, levels};
+use crate::Tally;
+use crate::common::cases::{Rng, levels};
 use arbitrary::{Result, Unstructured};
 use half::{bf16, f16};
 use lucid_attention::certify::{self, Bound};
@@ -8,13 +9,13 @@ use lucid_attention::{
     Element, Inputs, KvCache, Level, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View, ViewMut,
 };
 
-pub fn decode(data: &[u8]) {
+pub fn decode(data: &[u8], tally: &mut Tally) {
     let input = &mut Unstructured::new(data);
     // Decoding that ends early has done what there was to do.
     let _ = match data.first().map_or(0, |byte| byte % 3) {
-        0 => decode_as::<f32>(input),
-        1 => decode_as::<f16>(input),
-        _ => decode_as::<bf16>(input),
+        0 => decode_as::<f32>(input, tally),
+        1 => decode_as::<f16>(input, tally),
+        _ => decode_as::<bf16>(input, tally),
     };
 }
 
@@ -28,7 +29,7 @@ struct Decoding<T: Element> {
     numbers: Rng,
 }
 
-fn decode_as<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
+fn decode_as<T: Element>(input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<()> {
     let seed = input.arbitrary::<u32>()?;
     let (batch, kv_heads, group) =
         (input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?);
@@ -46,11 +47,13 @@ fn decode_as<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
     };
     while !input.is_empty() {
         match input.int_in_range(0..=3)? {
-            0 | 1 => {
-                decoding.append(*input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?, input.arbitrary()?)
-            }
+            0 | 1 => decoding.append(
+                *input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?,
+                input.arbitrary()?,
+                tally,
+            ),
             2 => decoding.truncate(input.int_in_range(0..=1200)?),
-            _ => decoding.ask(input)?,
+            _ => decoding.ask(input, tally)?,
         }
     }
     Ok(())
@@ -58,7 +61,7 @@ fn decode_as<T: Element>(input: &mut Unstructured<'_>) -> Result<()> {
 
 impl<T: Element> Decoding<T> {
     /// Adds tokens, in rows with or without gaps, if there is room.
-    fn append(&mut self, tokens: usize, gaps: bool) {
+    fn append(&mut self, tokens: usize, gaps: bool, tally: &mut Tally) {
         let Problem { kv_heads, head_dim, v_dim, .. } = self.problem;
         let gap = if gaps { 3 } else { 0 };
         let rows = self.batch * kv_heads * tokens;
@@ -78,6 +81,7 @@ impl<T: Element> Decoding<T> {
         let added = self.cache.append(view(&keys, head_dim), view(&values, v_dim));
         assert_eq!(added.is_ok(), tokens <= room, "{tokens} tokens, room for {room}: {added:?}");
         if added.is_err() {
+            tally.refused += 1;
             return;
         }
         for (all, new, dim) in [(&mut self.keys, &keys, head_dim), (&mut self.values, &values, v_dim)] {
@@ -98,7 +102,7 @@ impl<T: Element> Decoding<T> {
     }
 
     /// Asks both, at every level, and one of the answers for its certificate.
-    fn ask(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+    fn ask(&mut self, input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<()> {
         let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
         let (q_len, kv_len) = (input.int_in_range(1..=4)?, self.cache.len());
         let mask = match input.int_in_range(0..=2)? {
@@ -119,11 +123,11 @@ impl<T: Element> Decoding<T> {
             let bound = Bound::exact(level);
             let (got, got_lse) = self.call(&from_cache, level, threads);
             let (expected, expected_lse) = self.call(&from_rows, level, 1);
-            assert_same(&got, &expected, &format!("{level}: from the cache and from rows"));
-            assert_same(&got_lse, &expected_lse, &format!("{level}: LSE from the cache and from rows"));
+            tally.same(&got, &expected, &|| format!("{level}: from the cache and from rows"));
+            tally.same(&got_lse, &expected_lse, &|| format!("{level}: LSE from the cache and from rows"));
             let out = View::new(&got, from_cache.output_shape()).expect("sized to it");
             let certificate = certify::check(&from_cache, &out, Some(&got_lse), &bound).expect("they fit");
-            certificate.verdict().unwrap_or_else(|wrong| panic!("{level}: {wrong}"));
+            tally.certificate(&certificate, &|| level.to_string());
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! Masks from their parts, list by list and bit by bit, mostly valid ones.
 
-use crate::common::cases::{CANARY, Rng, assert_same, levels};
+use crate::Tally;
+use crate::call::{call, refused};
+use crate::common::cases::{Rng, levels};
 use arbitrary::{Result, Unstructured};
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
-    AttentionError, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
-    QueryStart, Ragged, Span, View, ViewMut, reference,
+    AttentionError, Inputs, Intervals, KeyPanels, Mask, QueryStart, Ragged, Span, View, reference,
 };
 
 /// Everything that a mask may hold, and the sizes it is for.
@@ -109,7 +110,11 @@ impl Parts {
             })?,
             documents: maybe(input, |input| {
                 let count = input.int_in_range(0..=4)?;
-                bounds(input, count, keys + 2)
+                let mut bounds = bounds(input, count, keys + 2)?;
+                if input.ratio(1, 16)? {
+                    bounds.reverse();
+                }
+                Ok(bounds)
             })?,
             intervals: maybe(input, |input| {
                 let [s, h, ..] = repeated(input, dense)?;
@@ -119,6 +124,9 @@ impl Parts {
                     let ends = bounds(input, 2 * count + 1, keys + 1)?;
                     spans.extend(ends[1..].chunks_exact(2).map(|ends| Span { start: ends[0], end: ends[1] }));
                     offsets.push(spans.len());
+                }
+                if input.ratio(1, 16)? {
+                    spans.reverse();
                 }
                 Ok(([s, h, queries], offsets, spans))
             })?,
@@ -148,6 +156,32 @@ impl Parts {
         let sequence = kv.windows(2).position(|pair| (pair[0]..pair[1]).contains(&token));
         let sequence = sequence.expect("bounds cover all tokens");
         [sequence, token - kv[sequence]]
+    }
+
+    /// Whether a row's spans are no list: backward, or not in order.
+    fn spans_are_wrong(&self) -> bool {
+        self.intervals.as_ref().is_some_and(|(_, offsets, spans)| {
+            offsets.windows(2).any(|row| {
+                let ends = spans[row[0]..row[1]].iter().flat_map(|span| [span.start, span.end]);
+                !ends.is_sorted()
+            })
+        })
+    }
+
+    /// The operands that are wrong in a call.
+    fn wrong(&self) -> Vec<&'static str> {
+        let keys_of = |sequence: usize| match &self.bounds {
+            Some([_, kv]) => kv[sequence + 1] - kv[sequence],
+            None => self.kv_len,
+        };
+        let too_long = |lens: &Vec<usize>| lens.iter().enumerate().any(|(at, &len)| len > keys_of(at));
+        let unsorted = |bounds: &Vec<usize>| bounds.windows(2).any(|pair| pair[0] > pair[1]);
+        let rules = [
+            ("mask.last_n_keys", self.last_n == Some(0)),
+            ("kv_lens", self.kv_lens.as_ref().is_some_and(too_long)),
+            ("mask.documents", self.documents.as_ref().is_some_and(unsorted)),
+        ];
+        rules.into_iter().filter(|(_, wrong)| *wrong).map(|(operand, _)| operand).collect()
     }
 
     fn mask(&self) -> std::result::Result<Mask<'_>, AttentionError> {
@@ -188,14 +222,14 @@ struct Numbers {
     sinks: Vec<f32>,
 }
 
-pub fn masks(data: &[u8]) {
+pub fn masks(data: &[u8], tally: &mut Tally) {
     if let Ok(parts) = Parts::new(&mut Unstructured::new(data)) {
-        check(&parts)
-            .unwrap_or_else(|error| assert!(!error.to_string().is_empty(), "an error says something"));
+        check(&parts, tally).unwrap_or_else(|error| panic!("{error}, of {parts:?}"));
     }
 }
 
-fn check(parts: &Parts) -> std::result::Result<(), AttentionError> {
+/// Compares the call with its definition. What is wrong is refused here; an error that gets out has no reason.
+fn check(parts: &Parts, tally: &mut Tally) -> std::result::Result<(), AttentionError> {
     let &Parts { batch, heads: [q_heads, kv_heads], q_len, kv_len, dims: [head_dim, v_dim], .. } = parts;
     let rng = &mut Rng::new(parts.seed.into());
     let mut drawn = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal()).collect() };
@@ -206,43 +240,60 @@ fn check(parts: &Parts) -> std::result::Result<(), AttentionError> {
         slopes: drawn(q_heads),
         sinks: drawn(q_heads),
     };
-    let mask = parts.mask()?;
+    let mask = match (parts.mask(), parts.spans_are_wrong()) {
+        (Ok(mask), false) => mask,
+        (Err(error), true) => {
+            refused(&error, &["intervals"], tally);
+            return Ok(());
+        }
+        (mask, wrong) => panic!("wrong spans: {wrong}, but {mask:?}, of {parts:?}"),
+    };
     let inputs = inputs_of(parts, &numbers, mask, None)?;
-    let expected = reference::attention(&inputs);
+    let wrong = parts.wrong();
+    if !wrong.is_empty() {
+        let answers = levels().into_iter().map(|level| call(&inputs, level, 1).map(|_| ()));
+        let mut answers: Vec<_> = answers.collect();
+        // The definition takes any list but one that reaches beyond the keys there are.
+        if wrong.contains(&"kv_lens") {
+            answers.push(reference::attention(&inputs).map(|_| ()));
+        }
+        for answer in answers {
+            let error = answer.expect_err(&format!("{wrong:?} are wrong with {parts:?}"));
+            refused(&error, &wrong, tally);
+        }
+        return Ok(());
+    }
     // What no row attends to is poisoned.
     let mut attended = vec![false; batch * kv_heads * kv_len];
     let mut poisoned = numbers.clone();
-    if expected.is_ok() {
-        reference::for_each_row(&inputs, |row| {
-            let [batch, head, _] = row.index;
-            let kv_head = head / (q_heads / kv_heads);
-            for token in 0..kv_len {
-                let [sequence, key] = parts.place(batch, token);
-                if sequence == row.sequence && row.scores.get(key).is_some_and(|score| score.attended) {
-                    attended[(batch * kv_heads + kv_head) * kv_len + token] = true;
-                }
+    reference::for_each_row(&inputs, |row| {
+        let [batch, head, _] = row.index;
+        let kv_head = head / (q_heads / kv_heads);
+        for token in 0..kv_len {
+            let [sequence, key] = parts.place(batch, token);
+            if sequence == row.sequence && row.scores.get(key).is_some_and(|score| score.attended) {
+                attended[(batch * kv_heads + kv_head) * kv_len + token] = true;
             }
-        })?;
-        for (at, _) in attended.iter().enumerate().filter(|(_, attended)| !**attended) {
-            poisoned.k[at * head_dim..][..head_dim].fill(f32::NAN);
-            poisoned.v[at * v_dim..][..v_dim].fill(f32::INFINITY);
         }
+    })?;
+    for (at, _) in attended.iter().enumerate().filter(|(_, attended)| !**attended) {
+        poisoned.k[at * head_dim..][..head_dim].fill(f32::NAN);
+        poisoned.v[at * v_dim..][..v_dim].fill(f32::INFINITY);
     }
     for level in levels() {
         let (out, lse) = call(&inputs, level, 1)?;
-        assert!(expected.is_ok(), "{level}: a call that the definition refuses: {expected:?}");
         let view = View::new(&out, inputs.output_shape())?;
         let certificate = certify::check(&inputs, &view, Some(&lse), &Bound::exact(level))?;
-        certificate.verdict().unwrap_or_else(|wrong| panic!("{level}: {wrong} in {parts:?}"));
+        tally.certificate(&certificate, &|| format!("{level}: {parts:?}"));
 
         let (other, other_lse) = call(&inputs_of(parts, &poisoned, mask, None)?, level, 2)?;
-        assert_same(&other, &out, &format!("{level}: poisoned, {parts:?}"));
-        assert_same(&other_lse, &lse, &format!("{level}: LSE, poisoned"));
+        tally.same(&other, &out, &|| format!("{level}: poisoned, {parts:?}"));
+        tally.same(&other_lse, &lse, &|| format!("{level}: LSE, poisoned, {parts:?}"));
         if parts.bounds.is_none() {
             let k = View::new(&poisoned.k, [batch, kv_heads, kv_len, head_dim])?;
             let panels = KeyPanels::from_rows(k, kv_len)?;
             let (other, _) = call(&inputs_of(parts, &poisoned, mask, Some(&panels))?, level, 1)?;
-            assert_same(&other, &out, &format!("{level}: from panels, {parts:?}"));
+            tally.same(&other, &out, &|| format!("{level}: from panels, {parts:?}"));
         }
     }
     Ok(())
@@ -277,22 +328,4 @@ fn inputs_of<'a>(
         inputs = inputs.sinks(&numbers.sinks);
     }
     Ok(inputs)
-}
-
-/// Output and LSE; an error leaves both as they were.
-fn call(
-    inputs: &Inputs<'_, f32, f32>,
-    level: Level,
-    threads: usize,
-) -> std::result::Result<(Vec<f32>, Vec<f32>), AttentionError> {
-    let options = PlanOptions { level: Some(level), max_threads: Some(threads), ..PlanOptions::default() };
-    let plan = Plan::with_options(&Problem::of(inputs), &options)?;
-    let shape = inputs.output_shape();
-    let mut out = vec![CANARY; shape.iter().product()];
-    let mut lse = vec![CANARY; shape[..3].iter().product()];
-    let outputs = Outputs::new(ViewMut::new(&mut out, shape)?).lse(&mut lse);
-    let result = plan.run(inputs, outputs, &mut plan.workspace()?);
-    let untouched = |values: &[f32]| values.iter().all(|x| x.to_bits() == CANARY.to_bits());
-    assert!(result.is_ok() || untouched(&out) && untouched(&lse), "written in spite of {result:?}");
-    result.map(|()| (out, lse))
 }

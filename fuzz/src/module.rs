@@ -1,10 +1,12 @@
 //! Layers of any configuration, against the definition in `f64` and its bound.
 
+#[allow(dead_code, reason = "a part of what tests use")]
 #[path = "../../tests/module/definition.rs"]
 mod definition;
 #[path = "../../tests/module/parts.rs"]
 mod parts;
 
+use crate::Tally;
 use arbitrary::{Result, Unstructured};
 use definition::Case;
 use lucid_attention::DType;
@@ -62,8 +64,7 @@ fn case(input: &mut Unstructured<'_>) -> Result<Case> {
     })
 }
 
-pub fn module(data: &[u8]) {
-    if let Ok(case) = case(&mut Unstructured::new(data)) {
-        case.check();
-    }
+pub fn module(data: &[u8], tally: &mut Tally) {
+    let Ok(case) = case(&mut Unstructured::new(data)) else { return };
+    case.compare(&mut |what, [got, expected, bound]| tally.bound(got, expected, bound, what));
 }

@@ -1,5 +1,6 @@
 //! Files of weights: any bytes, and whole files with a few bytes changed.
 
+use crate::Tally;
 use arbitrary::{Result, Unstructured};
 use lucid_attention::module::{
     AttentionConfig, DenseWeights, InputDims, ModuleWeights, MultiHeadAttention, Naming,
@@ -9,14 +10,32 @@ use safetensors::SafeTensors;
 
 const NAMINGS: [Naming; 3] = [Naming::Keras, Naming::PyTorch, Naming::Bert];
 
-pub fn weights(data: &[u8]) {
+pub fn weights(data: &[u8], tally: &mut Tally) {
     let input = &mut Unstructured::new(data);
-    let Ok((config, file)) = file(input) else { return };
-    let Ok(file) = SafeTensors::deserialize(&file) else { return };
+    let Ok((config, bytes, written)) = file(input) else { return };
+    let file = match SafeTensors::deserialize(&bytes) {
+        Ok(file) => file,
+        Err(error) => return assert!(written.is_none(), "a whole header is refused: {error}"),
+    };
     for naming in NAMINGS {
         for prefix in ["", "a."] {
-            match ModuleWeights::from_safetensors(&config, naming, prefix, &file) {
-                Ok(weights) => check(&config, naming, &weights),
+            let read = ModuleWeights::from_safetensors(&config, naming, prefix, &file);
+            if let Some(written) = &written {
+                let own = (naming, prefix) == (written.naming, written.prefix);
+                assert_eq!(
+                    read.is_ok(),
+                    own,
+                    "{naming:?}, prefix \"{prefix}\": {read:?} of {written:?}, {config:?}"
+                );
+                tally.refused += u64::from(!own);
+            }
+            match read {
+                Ok(weights) => {
+                    check(&config, naming, &weights, tally);
+                    if let Some(Written { weights: Some(original), .. }) = &written {
+                        same(&weights, original, tally, &format!("{naming:?}: written and read"));
+                    }
+                }
                 Err(error) => says_why(&error),
             }
         }
@@ -25,6 +44,7 @@ pub fn weights(data: &[u8]) {
                 let saved = dense.to_safetensors(naming, "output").expect("of a size that was read");
                 let file = SafeTensors::deserialize(&saved).expect("as it was written");
                 let read = DenseWeights::from_safetensors(naming, "output", &file).expect("as it was saved");
+                tally.same += dense.weight.len() as u64;
                 assert_eq!(bits(&dense.weight), bits(&read.weight), "{naming:?}");
             }
             Err(error) => says_why(&error),
@@ -37,8 +57,17 @@ pub fn weights(data: &[u8]) {
     }
 }
 
+/// What a file with a whole header holds.
+#[derive(Debug)]
+struct Written {
+    naming: Naming,
+    prefix: &'static str,
+    /// If no number was changed.
+    weights: Option<ModuleWeights>,
+}
+
 /// A configuration and the bytes of a file: as they come, or of its own weights with a few bytes changed.
-fn file(input: &mut Unstructured<'_>) -> Result<(AttentionConfig, Vec<u8>)> {
+fn file(input: &mut Unstructured<'_>) -> Result<(AttentionConfig, Vec<u8>, Option<Written>)> {
     let kv_heads = input.int_in_range(1..=2)?;
     let config = AttentionConfig {
         num_heads: kv_heads * input.int_in_range(1..=2)?,
@@ -53,7 +82,7 @@ fn file(input: &mut Unstructured<'_>) -> Result<(AttentionConfig, Vec<u8>)> {
     };
     if input.ratio(1, 4)? {
         let rest = input.bytes(input.len())?;
-        return Ok((config, rest.to_vec()));
+        return Ok((config, rest.to_vec(), None));
     }
     let [query, key, value] =
         [input.int_in_range(1..=4)?, input.int_in_range(1..=4)?, input.int_in_range(1..=4)?];
@@ -61,15 +90,21 @@ fn file(input: &mut Unstructured<'_>) -> Result<(AttentionConfig, Vec<u8>)> {
     let (naming, prefix) = (*input.choose(&NAMINGS)?, *input.choose(&["", "a."])?);
     let weights = ModuleWeights::glorot(&config, dims, 1).expect("small sizes");
     let mut file = weights.to_safetensors(&config, naming, prefix).expect("small sizes");
+    let header = 8 + u64::from_le_bytes(*file.first_chunk().expect("a length")) as usize;
+    let numbers_only = input.arbitrary()?;
+    let original = file.clone();
     while !input.is_empty() {
-        let at = input.int_in_range(0..=file.len() - 1)?;
+        let first = if numbers_only { header } else { 0 };
+        let at = input.int_in_range(first..=file.len() - 1)?;
         file[at] = input.arbitrary()?;
     }
-    Ok((config, file))
+    let weights = (file == original).then_some(weights);
+    let written = (file[..header] == original[..header]).then_some(Written { naming, prefix, weights });
+    Ok((config, file, written))
 }
 
 /// What was read makes a module, and is what is read after saving.
-fn check(config: &AttentionConfig, naming: Naming, weights: &ModuleWeights) {
+fn check(config: &AttentionConfig, naming: Naming, weights: &ModuleWeights, tally: &mut Tally) {
     MultiHeadAttention::new(config.clone(), weights).expect("weights that were read for it");
     let saved = match weights.to_safetensors(config, naming, "b.") {
         Ok(saved) => saved,
@@ -77,13 +112,20 @@ fn check(config: &AttentionConfig, naming: Naming, weights: &ModuleWeights) {
     };
     let file = SafeTensors::deserialize(&saved).expect("as it was written");
     let read = ModuleWeights::from_safetensors(config, naming, "b.", &file).expect("as it was saved");
+    same(&read, weights, tally, &format!("{naming:?}: saved and read"));
+}
+
+/// Asserts that two layers have the same numbers.
+fn same(got: &ModuleWeights, expected: &ModuleWeights, tally: &mut Tally, what: &str) {
     let parts = |weights: &ModuleWeights| {
         let ModuleWeights { query, key, value, output, layer_norm } = weights;
         let dense = [query, key, value, output]
             .map(|dense| (bits(&dense.weight), dense.bias.as_deref().map(bits), dense.outputs, dense.inputs));
         (dense, layer_norm.as_ref().map(|norm| (bits(&norm.gamma), bits(&norm.beta))))
     };
-    assert_eq!(parts(&read), parts(weights), "{naming:?}: saved and read");
+    let expected = parts(expected);
+    tally.same += expected.0.iter().map(|(weight, ..)| weight.len() as u64).sum::<u64>();
+    assert_eq!(parts(got), expected, "{what}");
 }
 
 /// A view of a tensor has its shape and numbers, or there is an error that says why not.

@@ -128,6 +128,9 @@ pub(crate) fn erf(x: f64) -> f64 {
     y.copysign(x)
 }
 
+/// Is handed what a number is, and the number, the exact one, and its bound.
+pub(crate) type Judge<'a> = dyn FnMut(&dyn Fn() -> String, [f64; 3]) + 'a;
+
 /// A call, drawn at random.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -309,6 +312,14 @@ impl Case {
     /// many of them do: are below a hundredth of the number or of 1. (A layer norm of a few numbers divides by next to
     /// nothing now and then; of one number always.)
     pub(crate) fn check(&self) -> [usize; 2] {
+        self.compare(&mut |what, [got, expected, bound]| {
+            let within = (got - expected).abs() <= bound;
+            assert!(within, "{}: {got:e}, not {expected:e} +- {bound:e}", what());
+        })
+    }
+
+    /// The same, with every number, the exact one and its bound handed to a judge.
+    pub(crate) fn compare(&self, judge: &mut Judge<'_>) -> [usize; 2] {
         let weights = lively_weights(&self.config, self.dims, self.seed);
         let [query, key, value] = self.tokens();
         let shape = |tokens, dim| [self.batch, tokens, dim];
@@ -348,11 +359,8 @@ impl Case {
             let got = module.expect("valid parts").forward(&inputs).expect("a valid call");
             assert_eq!(got.len(), expected.len(), "{level}: numbers of {self:?}");
             for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                let error = (f64::from(*got) - expected.value).abs();
-                assert!(
-                    error <= expected.error,
-                    "{level}: number {index} is {got}, not {expected:?}, in {self:?}"
-                );
+                let what = || format!("{level}: number {index} of {self:?}");
+                judge(&what, [f64::from(*got), expected.value, expected.error]);
                 let sharp = expected.error <= 1e-2 * expected.value.abs().max(1.0);
                 if tame {
                     counts = [counts[0] + 1, counts[1] + usize::from(sharp)];

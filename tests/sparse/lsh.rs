@@ -123,25 +123,40 @@ fn definition(
 
 /// Holds LSH attention against its definition, as every type stores the tokens, on every level.
 fn check(lsh: &Lsh, tokens: &Tokens, mask: Mask<'_>, allows: &dyn Fn(usize, usize) -> bool, what: &str) {
-    check_stored::<f32>(lsh, tokens, mask, allows, what);
-    check_stored::<f16>(lsh, tokens, mask, allows, what);
-    check_stored::<bf16>(lsh, tokens, mask, allows, what);
+    check_stored::<f32>(lsh, tokens, None, (mask, allows), what);
+    check_stored::<f16>(lsh, tokens, None, (mask, allows), what);
+    check_stored::<bf16>(lsh, tokens, None, (mask, allows), what);
+}
+
+/// Holds a call with these buckets against the definition.
+#[allow(dead_code, reason = "for the fuzz targets, which share this file")]
+pub(crate) fn check_buckets(
+    lsh: &Lsh,
+    tokens: &Tokens,
+    buckets: &[u32],
+    mask: Mask<'_>,
+    allows: &dyn Fn(usize, usize) -> bool,
+    what: &str,
+) {
+    check_stored::<f32>(lsh, tokens, Some(buckets), (mask, allows), what);
 }
 
 fn check_stored<T: Element>(
     lsh: &Lsh,
     tokens: &Tokens,
-    mask: Mask<'_>,
-    allows: &dyn Fn(usize, usize) -> bool,
+    buckets: Option<&[u32]>,
+    (mask, allows): (Mask<'_>, &dyn Fn(usize, usize) -> bool),
     what: &str,
 ) {
     let (tokens, [qk, v]) = tokens.stored::<T>();
     let [batch, heads, count, dim] = tokens.shape;
-    let rotations = Rotations::seeded(3, heads, dim, lsh.rounds, lsh.buckets).expect("rotations");
     let qk = View::new(&qk, tokens.shape).expect("tokens");
     let v = View::new(&v, [batch, heads, count, tokens.v_dim]).expect("values");
+    let buckets = buckets.map(<[u32]>::to_vec).unwrap_or_else(|| {
+        let rotations = Rotations::seeded(3, heads, dim, lsh.rounds, lsh.buckets).expect("rotations");
+        rotations.buckets(qk).expect("buckets")
+    });
     let largest = tokens.v.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
-    let buckets = rotations.buckets(qk).expect("buckets");
     let of_head = |head: usize| {
         let own = &buckets[head * lsh.rounds * count..][..lsh.rounds * count];
         definition(lsh, &tokens, head, own, allows)

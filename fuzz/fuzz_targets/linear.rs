@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lucid_attention_fuzz::linear(data, &mut Default::default()));
