@@ -174,7 +174,11 @@ fn deal_parts<P: Send, S: Send>(
         Mutex::new(part)
     });
     assert!(parts.next().is_none(), "there is a place for every part");
-    for_each_task(count, scratches, &|task, scratch: &mut S| {
+    if count == 0 {
+        return;
+    }
+    let workers = count.min(scratches.len());
+    for_each_task(count, &mut scratches[..workers], &|task, scratch: &mut S| {
         // Each number is handed out once, so the place is never locked.
         let part = places[task].try_lock().expect("nobody else asks for it").take();
         work(part.expect("handed out once"), scratch);

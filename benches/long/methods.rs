@@ -131,7 +131,7 @@ fn favor(Tensors { q, k, v }: &Tensors<f32>, len: usize, causal: bool) -> Prepar
 fn lsh(Tensors { q, v, .. }: &Tensors<f32>, len: usize) -> Prepared<'_> {
     let before = held();
     // As many buckets as make chunks of one each, in pairs.
-    let lsh = Lsh { rounds: 2, buckets: (2 * len / BLOCK).max(2).next_multiple_of(2), ..Lsh::new(BLOCK) };
+    let lsh = Lsh { rounds: 2, buckets: (len / BLOCK).max(2).next_multiple_of(2), ..Lsh::new(BLOCK) };
     let rotations = Rotations::seeded(1, 1, DIM, lsh.rounds, lsh.buckets).expect("memory");
     let size = held() - before;
     let call = move |_: &mut [f32]| {

@@ -43,11 +43,11 @@ impl BlockOrder {
 
     /// Sorts the blocks of a call by the work that its block mask leaves them, over all heads: the largest first, of equals
     /// late ones. Of calls without block mask, of one worker, and of more blocks than there is room for (that takes nearly
-    /// a million rows, see [`tile::most_blocks`]), late ones come first.
+    /// a million rows, see [`tile::most_blocks`], or a workspace made for a smaller plan), late ones come first.
     pub(crate) fn sort<T: Element>(&mut self, call: &Call<'_, T>, grid: &Grid) {
         self.places.clear();
         let count = grid.blocks_per_unit;
-        if call.mask.blocks.is_none() || grid.workers == 1 || count > self.places.capacity() {
+        if call.mask.blocks.is_none() || grid.workers == 1 || !(2..=self.places.capacity()).contains(&count) {
             return;
         }
         self.places.extend((0..count).map(|block| Place {

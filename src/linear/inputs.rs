@@ -48,8 +48,9 @@ impl<'a> LinearInputs<'a> {
         Self { kv_lens: Some(kv_lens), ..self }
     }
 
-    /// Fading keys, for causal calls with maps that are not exponential. At -inf, a gate that is shut, a token and those after
-    /// it see nothing of what came before it, not even NaN.
+    /// Fading keys, for causal calls with maps that are not exponential. At -inf, and wherever its
+    /// exponential is 0 in `f32` (below -104), a gate is shut: a token and those after it see nothing of what came before
+    /// it, not even NaN.
     pub fn log_decay(self, log_decay: LogDecay<'a>) -> Self {
         Self { log_decay: Some(log_decay), ..self }
     }

@@ -168,7 +168,7 @@ impl LinearPlan {
             group: problem.group(),
             normalize: options.normalize,
             log2_scale: LOG2_E * scale,
-            fingerprint: fingerprint(map, scale),
+            fingerprint: fingerprint(map, scale, &shape),
         };
         Ok(Self { problem: *problem, rules, unit_len, max_threads, splits, wave })
     }
@@ -249,13 +249,15 @@ impl LinearPlan {
         let LinearWorkspace { workers: scratches, total, splits, wave, .. } = workspace;
         let scratches = &mut scratches[..workers];
         let mut rows = OwnedRows::new(out);
-        if units < workers && inputs.causal && self.spreads(q_len) {
-            for unit in 0..units {
-                rules.shape.reset(total);
-                let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
-                let scratch = (&mut *scratches, &mut wave[..]);
-                rules.extend_spread(&operands, (&mut total[..], 0), scratch, of_unit);
-            }
+        if has_idle_workers(units * group, workers) && inputs.causal && self.spreads(q_len) {
+            parallel::enter(true, || {
+                for unit in 0..units {
+                    rules.shape.reset(total);
+                    let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                    let scratch = (&mut *scratches, &mut wave[..]);
+                    rules.extend_spread(&operands, (&mut total[..], 0), scratch, of_unit);
+                }
+            });
             return Ok(());
         }
         if units < workers && !inputs.causal {
@@ -335,13 +337,15 @@ impl LinearPlan {
         let LinearState { data, lens, kv_heads, .. } = state;
         let (kv_heads, seen) = (*kv_heads, &lens[..]);
         let mut rows = OwnedRows::new(out);
-        if units < workers && self.spreads(q_len) {
+        if has_idle_workers(units, workers) && self.spreads(q_len) {
             let LinearWorkspace { workers: scratches, wave, .. } = workspace;
-            for (unit, state) in data.chunks_exact_mut(self.unit_len).enumerate() {
-                let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
-                let scratch = (&mut scratches[..workers], &mut wave[..]);
-                rules.extend_spread(&operands, (state, seen[unit / kv_heads]), scratch, of_unit);
-            }
+            parallel::enter(true, || {
+                for (unit, state) in data.chunks_exact_mut(self.unit_len).enumerate() {
+                    let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                    let scratch = (&mut scratches[..workers], &mut wave[..]);
+                    rules.extend_spread(&operands, (state, seen[unit / kv_heads]), scratch, of_unit);
+                }
+            });
             count_keys(inputs, lens);
             return Ok(());
         }
@@ -583,3 +587,9 @@ fn several<T>(count: usize, make: impl Fn() -> Result<T, AttentionError>) -> Res
 
 /// The first unit of a part, its states and its rows.
 type StatePart<'a> = (usize, &'a mut [f32], OwnedRows<'a>);
+
+/// Whether half of the workers or more would find nothing to do if each unit were one's. Only then is it worth to take units one
+/// after another, each by all: that has first blocks that are alone, and waits at the end of every wave.
+fn has_idle_workers(units: usize, workers: usize) -> bool {
+    2 * units <= workers
+}

@@ -28,6 +28,7 @@ use crate::view::{AnyView, View};
 use kernels::{
     Fold, MapTokens, Store, load_panel, load_values, run_fold, run_map_tokens, run_rows, run_store,
 };
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 /// How a plan's units are worked off.
@@ -396,10 +397,11 @@ impl Rules {
                         UnitDecay::Constant(decay) => decay,
                         UnitDecay::Tokens(view) => view.from(b, h, start + index)[0],
                     };
-                    total += decay;
-                    if decay == f32::NEG_INFINITY {
+                    if is_shut(decay) {
                         total = 0.0;
                         scratch.resets |= 1 << index;
+                    } else {
+                        total += decay;
                     }
                 }
                 *slot = total;
@@ -496,6 +498,12 @@ struct Run<'a> {
     has_state: bool,
     /// Whether exponents of the queries are in scratch.
     mapped: bool,
+}
+
+/// Whether a log-decay leaves nothing of what came before: its exponential is 0 in `f32`. A sum of others then keeps its
+/// digits, as none is larger than 64 of these.
+fn is_shut(decay: f32) -> bool {
+    decay * LOG2_E < -150.0
 }
 
 /// Some tokens of a unit that are worked on together.

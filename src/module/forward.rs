@@ -14,7 +14,7 @@ use super::policy::{InputPolicies, Operand, RepairCounts, Repairs};
 use super::projections::Projections;
 use super::tensor::Tensor;
 use super::weights::{Columns, InputDims, ModuleWeights, NormWeights};
-use super::workspace::{Attention, Buffer, Core, ModuleWorkspace, reserve};
+use super::workspace::{Attention, Buffer, Core, ModuleWorkspace, choose_plan, reserve};
 use crate::cache::{AnyKeysValues, KvCache, with_keys_values};
 use crate::dropout::Dropout;
 use crate::element::Element;
@@ -151,7 +151,7 @@ impl MultiHeadAttention {
             config,
         };
         // Whatever else the options may ask in vain for, they do now, not at the first call.
-        Plan::with_options(&module.problem(1, 1), &module.plan)?;
+        choose_plan([None; 2], &module.problem(1, 1), &module.plan)?;
         Ok(module)
     }
 

@@ -113,7 +113,7 @@ impl Attention {
 }
 
 /// A plan for the first of the `larger` problems that a limit of memory allows, or for `problem` itself.
-fn choose_plan(
+pub(crate) fn choose_plan(
     larger: [Option<Problem>; 2],
     problem: &Problem,
     options: &PlanOptions,

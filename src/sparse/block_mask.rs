@@ -112,6 +112,14 @@ impl BlockMask {
         Ok(Self { layouts, shape, table })
     }
 
+    /// As [`BlockMask::new`] with a layout of its own for every sequence and head, which nobody compares.
+    pub(super) fn one_each(layouts: Vec<BlockLayout>, shape: [usize; 2]) -> Result<Self, AttentionError> {
+        debug_assert_eq!(layouts.len(), shape[0] * shape[1]);
+        let mut table = reserved(layouts.len())?;
+        table.extend(0..layouts.len());
+        Ok(Self { layouts, shape, table })
+    }
+
     /// One layout for each query head, by its index among `layouts`: see [`BlockMask::new`].
     ///
     /// # Errors
@@ -120,7 +128,7 @@ impl BlockMask {
         Self::new(layouts, [1, heads.len()], heads)
     }
 
-    /// The layouts, no two of them equal.
+    /// The layouts.
     pub fn layouts(&self) -> &[BlockLayout] {
         &self.layouts
     }

@@ -7,7 +7,7 @@ use super::{bits, difference, levels};
 use lucid_attention::linear::{
     FeatureMap, LinearInputs, LinearOptions, LinearPlan, LinearState, Norms, Projection,
 };
-use lucid_attention::{AttentionError, Level, View, ViewMut};
+use lucid_attention::{AttentionError, Level, Problem, View, ViewMut};
 use std::ops::Range;
 
 fn cases() -> impl Iterator<Item = Case> {
@@ -222,6 +222,17 @@ fn refused() {
     let error = plan.extend(&case.inputs(&operands), view, &mut wrong, &mut workspace);
     assert!(matches!(error, Err(AttentionError::Shape { operand: "state", .. })), "{error:?}");
     assert!(out.iter().all(|&x| x == 1.0) && saved(&own) == before && own.lens() == [100]);
+
+    // As many numbers, of a state of other sizes.
+    let [saved_by, other] = [(6, 7), (8, 5)].map(|(head_dim, v_dim)| {
+        let problem = Problem { v_dim, ..Problem::new(1, head_dim, 10, 10) };
+        LinearPlan::new(&problem, &FeatureMap::Elu).unwrap().state(1).unwrap()
+    });
+    let mut numbers = vec![0.0; saved_by.saved_len()];
+    saved_by.save(&mut numbers, &mut [0]).unwrap();
+    let mut other = other;
+    assert_eq!(numbers.len(), other.saved_len());
+    assert!(other.restore(&numbers, &[0]).is_err(), "sums of other sizes");
 
     let mut window = case.clone();
     window.options.exact_window = true;

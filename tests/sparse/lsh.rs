@@ -207,6 +207,16 @@ fn pairs_and_rounds() {
     }
 }
 
+/// Chunks of more than a tile of 256 keys.
+#[test]
+fn long_chunks() {
+    let tokens = Tokens::new(12, [1, 1, 650, 8], 4);
+    let clean = Lsh { rounds: 2, buckets: 4, ..Lsh::new(300) };
+    for lsh in [clean, Lsh { across_buckets: false, ..clean }, Lsh { wrap: true, ..clean }] {
+        check(&lsh, &tokens, Mask::causal(), &|q, k| k <= q, &format!("{lsh:?}"));
+    }
+}
+
 /// Masks go by the tokens' own positions.
 #[test]
 fn masks_on_original_positions() {

@@ -69,11 +69,12 @@ fn a_head_is_its_own() {
 /// All stages are shared out, and nobody sees how: pools of any size, and at most so many tasks, give the same bits.
 #[test]
 fn any_number_of_threads() {
-    let tokens = Tokens::new(6, [2, 3, 700, 24], 17);
-    let dense: Vec<bool> = (0..700 * 700).map(|at| at % 7 > 0).collect();
-    let allowed = View::new(&dense, [1, 1, 700, 700]).expect("a mask");
+    // Enough work in each stage for it to be spread: some 72 us of the smallest, of 60 that are asked for.
+    let tokens = Tokens::new(6, [2, 3, 1000, 24], 17);
+    let dense: Vec<bool> = (0..1000 * 1000).map(|at| at % 7 > 0).collect();
+    let allowed = View::new(&dense, [1, 1, 1000, 1000]).expect("a mask");
     for (index, level) in levels().into_iter().cycle().take(4).enumerate() {
-        let lsh = Lsh { rounds: 3, buckets: 8, level: Some(level), ..Lsh::new(48) };
+        let lsh = Lsh { rounds: 3, buckets: 32, level: Some(level), ..Lsh::new(48) };
         let lsh = Lsh { wrap: index == 1, duplicates: index == 2, across_buckets: index != 3, ..lsh };
         let mask = if index == 0 { Mask::causal().allowed(allowed) } else { Mask::causal() };
         let rotations = Rotations::seeded(3, 3, 24, lsh.rounds, lsh.buckets).expect("rotations");

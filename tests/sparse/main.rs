@@ -1,8 +1,8 @@
 //! Block masks: layouts against the definitions of their patterns, calls against dense ones with the same pairs; LSH
 //! attention against sets of pairs.
 //!
-//! Goals that are times are held by the bench `sparse`, which is run by hand; what they rest on (which blocks are visited,
-//! how work is dealt out, what a layout asks) is counted here.
+//! Goals that are times are held by the bench `sparse`, which is run by hand; what they rest on (how many pairs layouts
+//! hold, the work that is expected of calls and how it is dealt out, what a layout asks) is counted here.
 //!
 //! | law | where |
 //! |---|---|

@@ -25,7 +25,8 @@
 //!
 //! Costs `2 rounds c` keys for each query, plus hashing and the bits: fewer operations than attention of all from some `4 rounds c`
 //! tokens on, but slower than it for some thousands. It is meant for models trained with it. All stages are shared out over the
-//! current pool: hashing by heads, sorting by heads and rounds, bits by rows of chunks, gathering and merging by rows.
+//! current pool: hashing and layouts by heads, sorting by heads and rounds, bits by rows of chunks, gathering and merging by
+//! rows.
 
 mod attend;
 mod hash;

@@ -78,9 +78,7 @@ impl Visits<'_> {
         for layout in layouts.into_iter().flatten() {
             all.push(layout?);
         }
-        let mut table = reserved(units)?;
-        table.extend(0..units);
-        BlockMask::new(all, [units / self.heads, self.heads], table)
+        BlockMask::one_each(all, [units / self.heads, self.heads])
     }
 
     /// Fills in the pairs of a query with others.
