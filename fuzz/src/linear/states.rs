@@ -194,7 +194,7 @@ impl<T: Element> Calls<'_, T> {
             [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-45, -0.0, 0.0, 1e30];
         let wild = rng.pick(&[0.0, 0.1, 1.0]);
         let number = |rng: &mut Rng| if rng.chance(wild) { rng.pick(&special) } else { 9.0 * rng.normal() };
-        let numbers: Vec<f32> = (0..state.saved_len()).map(|_| number(rng)).collect();
+        let mut numbers: Vec<f32> = (0..state.saved_len()).map(|_| number(rng)).collect();
         let most = usize::MAX;
         let lens: Vec<usize> =
             (0..case.batch).map(|_| rng.pick(&[0, 1, 63, 64, 1000, most, most - 1, most - 70])).collect();
@@ -208,6 +208,10 @@ impl<T: Element> Calls<'_, T> {
             &["lens"],
             tally,
         );
+        // The first four say which map they belong to.
+        let foreign = state.restore(&numbers, &lens);
+        refused(&foreign.expect_err("of no map"), &["numbers"], tally);
+        numbers[..4].copy_from_slice(&before.0[..4]);
         let unchanged = self.save(&state);
         tally.same(&unchanged.0, &before.0, &|| "refused numbers leave a state as it was".to_owned());
         state.restore(&numbers, &lens).expect("sized to it");
