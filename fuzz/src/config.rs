@@ -149,9 +149,9 @@ fn read<T: Serialize + DeserializeOwned + PartialEq + Debug>(text: &str) -> Opti
     let value: T = serde_json::from_str(text).ok()?;
     let written = serde_json::to_string(&value).expect("plain data");
     match serde_json::from_str::<T>(&written) {
-        Ok(again) => assert_eq!(again, value, "{written}"),
-        // JSON has no word for what a number too large became.
-        Err(_) => assert!(written.contains("null"), "{written}"),
+        // JSON has no word for what a number too large became, and writes null, which some fields take.
+        read if written.contains("null") && format!("{value:?}").contains("inf") => drop(read),
+        read => assert_eq!(read.expect("as it was written"), value, "{written}"),
     }
     Some(value)
 }

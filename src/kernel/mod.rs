@@ -17,7 +17,7 @@
 #![allow(clippy::needless_range_loop, reason = "see above: register tiles are indexed by constants")]
 
 pub(crate) mod pack;
-pub(crate) mod prefetch;
+mod prefetch;
 pub(crate) mod product;
 pub(crate) mod score;
 pub(crate) mod value;

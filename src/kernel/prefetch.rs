@@ -15,7 +15,6 @@
 use super::score::KeyRows;
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::panels::PANEL;
 
 const LINE_BYTES: usize = 64;
 
@@ -33,7 +32,7 @@ impl<const MR: usize> Prefetch<MR> {
     /// For the piece of `data` that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at
     /// hand already; where `data` is not expected to come from memory, a single row asks for nothing.
     #[inline(always)]
-    pub(crate) fn new<T>(data: &[T], end: usize, from_memory: bool) -> Self {
+    pub(crate) fn new<I: Isa, T>(data: &[T], end: usize, from_memory: bool) -> Self {
         let bytes = match size_of::<T>() {
             _ if MR > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
@@ -53,62 +52,6 @@ impl<const MR: usize> Prefetch<MR> {
         let mut next = 0;
         while next < vectors * I::LANES {
             isa.prefetch(src, at + next + self.ahead);
-            next += LINE_BYTES / size_of::<T>();
-        }
-    }
-}
-
-/// What a kernel asks for that goes through a panel, column tile by column tile.
-#[derive(Clone, Copy)]
-pub(crate) enum Ahead {
-    /// The lines a little ahead, as [`Prefetch`] does.
-    Near { from_memory: bool },
-    /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
-    /// comes from memory while all of them compute, not while the first does.
-    NextPanel { group: usize, groups: usize },
-}
-
-/// Prefetches for a tile of a panel: in each step, of `len` elements from `at + step * per_step` on.
-#[derive(Clone, Copy)]
-pub(crate) struct TilePrefetch {
-    at: usize,
-    per_step: usize,
-    len: usize,
-}
-
-impl Ahead {
-    /// Those of `MR` rows for `width` columns from `first` on, of the panel of `dims` steps that `data` starts with.
-    #[inline(always)]
-    pub(crate) fn tile<T, const MR: usize>(
-        self,
-        data: &[T],
-        dims: usize,
-        [first, width]: [usize; 2],
-    ) -> TilePrefetch {
-        let size = PANEL * dims;
-        let near = |from_memory| {
-            let Prefetch { ahead, asks } = Prefetch::<MR>::new(data, size, from_memory);
-            TilePrefetch { at: first + ahead, per_step: PANEL, len: if asks { width } else { 0 } }
-        };
-        match self {
-            Ahead::Near { from_memory } => near(from_memory),
-            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => {
-                // A tile's part of the group's share, rounded up: the last may reach a little beyond the panel.
-                let per_step = width.div_ceil(groups);
-                TilePrefetch { at: size + (size * group + first * dims) / groups, per_step, len: per_step }
-            }
-            Ahead::NextPanel { .. } => near(false),
-        }
-    }
-}
-
-impl TilePrefetch {
-    /// Asks for what a step is to ask for.
-    #[inline(always)]
-    pub(crate) fn ask<I: Isa, T>(self, isa: I, panels: &[T], step: usize) {
-        let mut next = 0;
-        while next < self.len {
-            isa.prefetch(panels, self.at + step * self.per_step + next);
             next += LINE_BYTES / size_of::<T>();
         }
     }
@@ -145,44 +88,5 @@ impl PrefetchRows {
                 *self = Self { key: self.key + 1, element: 0 };
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whatever the tiles and the number of groups, together they ask for all of the next panel, and hardly for more.
-    #[test]
-    fn groups_share_the_next_panel() {
-        for (dims, width, groups) in
-            [(1, 16, 2), (7, 16, 3), (384, 16, 3), (384, 64, 3), (384, 32, 5), (100, 64, 22), (33, 8, 40)]
-        {
-            let panels = vec![0.0f32; 2 * PANEL * dims];
-            let size = PANEL * dims;
-            let mut asked = vec![false; 2 * size + PANEL * dims];
-            for group in 0..groups {
-                for first in (0..PANEL).step_by(width) {
-                    let ahead = Ahead::NextPanel { group, groups };
-                    let tile = ahead.tile::<f32, 6>(&panels, dims, [first, width]);
-                    for step in 0..dims {
-                        asked[tile.at + step * tile.per_step..][..tile.len].fill(true);
-                    }
-                }
-            }
-            let what = format!("{dims} dimensions, tiles of {width}, {groups} groups");
-            assert!(!asked[..size].contains(&true), "{what}: nothing of this panel");
-            assert!(!asked[size..2 * size].contains(&false), "{what}: all of the next");
-            let beyond = asked[2 * size..].iter().filter(|&&asked| asked).count();
-            assert!(beyond <= width * dims, "{what}: {beyond} elements beyond it");
-        }
-    }
-
-    /// There is no next panel.
-    #[test]
-    fn the_last_panel_asks_nearby() {
-        let panels = vec![0.0f32; PANEL * 8];
-        let tile = Ahead::NextPanel { group: 1, groups: 3 }.tile::<f32, 6>(&panels, 8, [16, 16]);
-        assert_eq!((tile.at, tile.per_step, tile.len), (16, PANEL, 16));
     }
 }

@@ -18,7 +18,6 @@ use super::forward::zeros;
 use crate::element::{DType, Element};
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
-use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const, store_padded};
@@ -413,20 +412,11 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
         while column < part.columns.end {
             let panel = column / PANEL;
             let columns = column..part.columns.end.min((panel + 1) * PANEL);
-            // No further than this part: what comes after may be another worker's.
-            let end = part.columns.end.div_ceil(PANEL);
-            let weights = &weights[panel * PANEL * inputs..end * PANEL * inputs];
+            let weights = Panels { data: &weights[panel * PANEL * inputs..], from_memory };
             let first = column - panel * PANEL;
             let within = first..(first + columns.len()).next_multiple_of(SECTION);
-            for (index, start) in (0..rows).step_by(group).enumerate() {
+            for start in (0..rows).step_by(group) {
                 let count = group.min(rows - start);
-                let ahead = match rows.div_ceil(group) {
-                    1 => Ahead::Near { from_memory },
-                    // Nobody asked for the first panel.
-                    _ if index == 0 && column == part.columns.start => Ahead::Near { from_memory: true },
-                    groups => Ahead::NextPanel { group: index, groups },
-                };
-                let weights = Panels { data: weights, ahead };
                 let x = &x[(part.first_row + start) * inputs..];
                 let out = ScoreRows { out: &mut *sums, stride: PANEL, scale: () };
                 let within = within.clone();
