@@ -44,6 +44,7 @@ use super::tier::{Accumulators, Runs, Stored, Tier};
 use super::workspace::Operands;
 use crate::element::Element;
 use crate::isa::Bf16Dot;
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Dot;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
@@ -175,7 +176,10 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     ) {
         let dims = source.dims;
         let q = &operands.pairs.queries[group.start * dims..];
-        let panels = Panels { data: &operands.pairs.keys[source.first(tile) * dims..], from_memory: false };
+        let panels = Panels {
+            data: &operands.pairs.keys[source.first(tile) * dims..],
+            ahead: Ahead::Near { from_memory: false },
+        };
         let (rows, run) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: TILE, scale: source.factor };
         rows_const!(rows, MR => score_panels::<I, Dot, MR>(isa, q, dims, panels, run, out));

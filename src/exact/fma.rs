@@ -9,6 +9,7 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::rows_const;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
@@ -147,12 +148,16 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let panels = Panels { data: &panels[first..], from_memory: source.values.from_memory };
+                let panels = Panels {
+                    data: &panels[first..],
+                    ahead: Ahead::Near { from_memory: source.values.from_memory },
+                };
                 rows_const!(rows, MR => score_panels::<I, Fma<T>, MR>(isa, q, head_dim, panels, columns, out));
             }
             KeySource::Packed | KeySource::PackedLater(_) | KeySource::PackedTile(_) => {
                 let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
-                let panels = Panels { data: &operands.panels[first..], from_memory: false };
+                let panels =
+                    Panels { data: &operands.panels[first..], ahead: Ahead::Near { from_memory: false } };
                 rows_const!(rows, MR => score_panels::<I, Fma<f32>, MR>(isa, q, head_dim, panels, columns, out));
             }
             KeySource::Rows(keys) => {

@@ -17,7 +17,7 @@
 #![allow(clippy::needless_range_loop, reason = "see above: register tiles are indexed by constants")]
 
 pub(crate) mod pack;
-mod prefetch;
+pub(crate) mod prefetch;
 pub(crate) mod product;
 pub(crate) mod score;
 pub(crate) mod value;

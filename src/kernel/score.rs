@@ -1,7 +1,7 @@
 //! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of steps over ascending `d`
 //! from +0 for every score.
 
-use super::prefetch::{Prefetch, PrefetchRows};
+use super::prefetch::{Ahead, PrefetchRows};
 use super::product::Product;
 use crate::element::Element;
 use crate::isa::Isa;
@@ -22,8 +22,7 @@ pub(crate) struct ScoreRows<'a, S> {
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a, T> {
     pub(crate) data: &'a [T],
-    /// Whether they are expected to come from memory.
-    pub(crate) from_memory: bool,
+    pub(crate) ahead: Ahead,
 }
 
 /// Scores of `MR` rows (`q`, contiguous rows of `dims` factors) against columns `columns` of the tile that starts with
@@ -40,28 +39,27 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     mut rows: ScoreRows<'_, P::Scale>,
 ) {
     let q: [&[P::Factor]; MR] = split_rows(q, dims, dims);
-    let Panels { data: panels, from_memory } = panels;
+    let Panels { data: panels, ahead } = panels;
     let mut column = columns.start;
     while column < columns.end {
         let first = column % PANEL;
         let start = column / PANEL * PANEL * dims;
-        let panel = &panels[start..][..PANEL * dims];
-        let prefetch = Prefetch::<MR>::new::<I, _>(panels, start + PANEL * dims, from_memory);
+        let panels = &panels[start..];
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
-            score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
+            score_tile::<I, P, MR, 4>(isa, q, panels, first, ahead, column, &mut rows);
             4 * I::LANES
         } else if has_narrow_tiles::<I>() && MR == 1 && left >= 8 * I::LANES {
-            score_tile::<I, P, MR, 8>(isa, q, panel, first, prefetch, column, &mut rows);
+            score_tile::<I, P, MR, 8>(isa, q, panels, first, ahead, column, &mut rows);
             8 * I::LANES
         } else if has_narrow_tiles::<I>() && MR <= 3 && left >= 4 * I::LANES {
-            score_tile::<I, P, MR, 4>(isa, q, panel, first, prefetch, column, &mut rows);
+            score_tile::<I, P, MR, 4>(isa, q, panels, first, ahead, column, &mut rows);
             4 * I::LANES
         } else if has_narrow_tiles::<I>() && left >= 2 * I::LANES {
-            score_tile::<I, P, MR, 2>(isa, q, panel, first, prefetch, column, &mut rows);
+            score_tile::<I, P, MR, 2>(isa, q, panels, first, ahead, column, &mut rows);
             2 * I::LANES
         } else {
-            score_tile::<I, P, MR, 1>(isa, q, panel, first, prefetch, column, &mut rows);
+            score_tile::<I, P, MR, 1>(isa, q, panels, first, ahead, column, &mut rows);
             I::LANES
         };
         column += width;
@@ -75,27 +73,28 @@ pub(crate) fn has_narrow_tiles<I: Isa>() -> bool {
     I::LANES == 8 && I::REGISTERS >= 16
 }
 
-/// `MR` rows against `NV` vectors of keys, from key `first` of a panel on, to column `column`.
+/// `MR` rows against `NV` vectors of keys, from key `first` of the first panel on, to column `column`.
 #[inline(always)]
 fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     isa: I,
     q: [&[P::Factor]; MR],
-    panel: &[P::Stored],
+    panels: &[P::Stored],
     first: usize,
-    prefetch: Prefetch<MR>,
+    ahead: Ahead,
     column: usize,
     rows: &mut ScoreRows<'_, P::Scale>,
 ) {
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
     // As many as `q` has dimensions, which spares the bounds checks on them.
-    let dims = &panel.as_chunks::<PANEL>().0[..q[0].len()];
+    let dims = &panels.as_chunks::<PANEL>().0[..q[0].len()];
+    let prefetch = ahead.tile::<_, MR>(panels, dims.len(), [first, NV * I::LANES]);
     for (d, dim) in dims.iter().enumerate() {
         let mut keys = [P::zero(isa); NV];
         for v in 0..NV {
             keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
         }
-        prefetch.ask(isa, dim, first, NV);
+        prefetch.ask(isa, panels, d, NV);
         for r in 0..MR {
             let x = P::splat(isa, q[r][d]);
             for v in 0..NV {

@@ -114,7 +114,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = Prefetch::<MR>::new::<I, _>(data, count * values.stride, values.from_memory);
+    let prefetch = Prefetch::<MR>::new(data, count * values.stride, values.from_memory);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];

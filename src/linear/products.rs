@@ -2,6 +2,7 @@
 //! inlined would be compiled once for each.
 
 use crate::isa::{Isa, Kernel};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
@@ -28,7 +29,7 @@ impl Kernel for Project<'_> {
         let Project { rows, count, panel, dims, columns, out } = self;
         for first in (0..count).step_by(MAX_ROWS) {
             let rows = &rows[first * dims..];
-            let panels = Panels { data: panel, from_memory: false };
+            let panels = Panels { data: panel, ahead: Ahead::Near { from_memory: false } };
             let out = ScoreRows { out: &mut out[first * PANEL..], stride: PANEL, scale: () };
             let columns = columns.clone();
             rows_const!(count - first, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dims, panels, columns, out));

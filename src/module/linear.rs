@@ -18,6 +18,7 @@ use super::forward::zeros;
 use crate::element::{DType, Element};
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const, store_padded};
@@ -412,11 +413,16 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
         while column < part.columns.end {
             let panel = column / PANEL;
             let columns = column..part.columns.end.min((panel + 1) * PANEL);
-            let weights = Panels { data: &weights[panel * PANEL * inputs..], from_memory };
+            let weights = &weights[panel * PANEL * inputs..];
             let first = column - panel * PANEL;
             let within = first..(first + columns.len()).next_multiple_of(SECTION);
-            for start in (0..rows).step_by(group) {
+            for (index, start) in (0..rows).step_by(group).enumerate() {
                 let count = group.min(rows - start);
+                let ahead = match rows.div_ceil(group) {
+                    1 => Ahead::Near { from_memory },
+                    groups => Ahead::NextPanel { group: index, groups },
+                };
+                let weights = Panels { data: weights, ahead };
                 let x = &x[(part.first_row + start) * inputs..];
                 let out = ScoreRows { out: &mut *sums, stride: PANEL, scale: () };
                 let within = within.clone();

@@ -5,6 +5,7 @@ use super::spread::{parts, piece, workers};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{MAX_ROWS, rows_const};
@@ -173,7 +174,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
                     *to = x.map_or(f32::NAN, |x| x.to_f32());
                 }
             }
-            let panels = Panels { data: panels, from_memory: false };
+            let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
             let (rows, out) =
                 (&rows[..count * dim], ScoreRows { out: &mut *scores, stride: columns, scale: () });
             rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dim, panels, 0..columns, out));
