@@ -390,7 +390,8 @@ mod tests {
     /// The documented errors, on samples; the exhaustive test takes all arguments.
     #[test]
     fn powers_against_f64() {
-        let powers: [(Apply, fn(f64) -> f64, [f64; 2]); 2] =
+        type Exact = fn(f64) -> f64;
+        let powers: [(Apply, Exact, [f64; 2]); 2] =
             [(exp2, f64::exp2, [0.831, 0.921]), (exp, f64::exp, [1.168, 0.892])];
         // Results are normal.
         let arguments: Vec<f32> = (-80_000..80_000).map(|i| i as f32 / 1009.0).collect();

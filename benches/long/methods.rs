@@ -28,10 +28,12 @@ pub(crate) enum Method {
     Lsh,
 }
 
+/// Writes to an output of the operands' shape.
+type Call<'a> = Box<dyn FnMut(&mut [f32]) + Send + 'a>;
+
 /// A call made ready.
 pub(crate) struct Prepared<'a> {
-    /// Writes to an output of the operands' shape.
-    pub(crate) call: Box<dyn FnMut(&mut [f32]) + Send + 'a>,
+    pub(crate) call: Call<'a>,
     /// Bytes of the plan: layouts, directions, rotations.
     pub(crate) plan: usize,
     /// Bytes of outputs that a call returns rather than writes.

@@ -61,11 +61,10 @@ pub(crate) fn draw(
     Ok(())
 }
 
-fn panel(
-    area: &Area<'_>,
-    title: &str,
-    curves: &[(&str, &[(f64, f64)], RGBColor)],
-) -> Result<(), Box<dyn Error>> {
+/// What is drawn of a curve: its name, points and colour.
+type Drawn<'a> = (&'a str, &'a [(f64, f64)], RGBColor);
+
+fn panel(area: &Area<'_>, title: &str, curves: &[Drawn<'_>]) -> Result<(), Box<dyn Error>> {
     let points = || curves.iter().flat_map(|(_, points, _)| points.iter().copied());
     let (left, right) = bounds(points().map(|(x, _)| x)).ok_or("no length to draw")?;
     let (low, high) = bounds(points().map(|(_, y)| y)).ok_or("nothing to draw")?;

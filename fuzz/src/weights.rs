@@ -128,7 +128,7 @@ fn are_finite(dtype: DType, weights: &ModuleWeights) -> bool {
     all.all(|&x| match dtype {
         DType::F32 => x.is_finite(),
         DType::F16 => f16::from_f32(x).is_finite(),
-        DType::Bf16 => bf16::from_f32(x).is_finite(),
+        _ => bf16::from_f32(x).is_finite(),
     })
 }
 
