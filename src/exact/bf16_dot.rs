@@ -41,10 +41,11 @@ use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Stored, Tier};
-use super::workspace::Operands;
+use super::visit::Visit;
+use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::{Ahead, ask_for_part};
 use crate::kernel::product::Dot;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
@@ -161,6 +162,26 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             } else {
                 source.pack(isa, operands, panels, panel);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn ask_for_tile<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &Operands,
+        visit: &Visit,
+        part: [usize; 3],
+    ) {
+        if !source.whole {
+            return;
+        }
+        for panel in visit.columns.panels() {
+            let first = visit.tile.start + panel * PANEL;
+            let (keys, values) = (first * source.dims, first / 2 * source.v_stride);
+            let PairOperands { keys: all_keys, values: all_values, .. } = &operands.pairs;
+            ask_for_part(isa, all_keys, keys..keys + PANEL * source.dims, part);
+            ask_for_part(isa, all_values, values..values + PANEL / 2 * source.v_stride, part);
         }
     }
 

@@ -25,15 +25,15 @@
 //! Prefill and decode differ in where keys come from and how rows are cut into blocks, not in this loop: which is why a
 //! row has the same bits in both. How operands are laid out and what a step of a sum is, the [`Tier`] says.
 
-use super::call::{Call, Order};
-use super::columns::Columns;
+use super::call::Call;
 use super::finish::{Targets, finish_row};
-use super::group::{GroupShape, group_within_blocks, visited_columns, weigh_group};
+use super::group::{GroupShape, group_within_blocks, weigh_group};
 use super::measure::{Measured, Measures, PartSums, RowSums};
 use super::partials::Partials;
 use super::peaks::Peaks;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Tier, TierKernel};
+use super::visit::{Visit, Visits};
 use super::workspace::Scratch;
 use crate::dropout::drop_weights;
 use crate::element::Element;
@@ -120,25 +120,26 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
 fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
     let source = E::open(isa, call, block, &mut scratch.operands, &keys);
-    let Order { tile, split } = call.order;
+    let split = call.order.split;
     let core = core(&scratch.rows, call);
-    let lists = call.mask.has_lists();
-    let mut first_split = true;
-    let mut at = if lists { next_key(call, &scratch.rows, keys.start) } else { keys.start };
-    while at < keys.end {
-        let end = keys.end.min((at / split + 1) * split);
-        reset(scratch);
-        while at < end {
-            if call.is_stopped() {
-                return; // `grid` notes that the rows are not complete
-            }
-            let tile_start = at / tile * tile;
-            let tile_end = end.min(tile_start + tile);
-            run_tile::<I, E, T>(isa, call, scratch, &source, tile_start..tile_end, &core);
-            at = if lists { next_key(call, &scratch.rows, tile_end) } else { tile_end };
+    let (mut fresh, mut first_split) = (true, true);
+    let visits = Visits::new(call, &scratch.rows, keys.end);
+    let mut visit = visits.next(call, &scratch.rows, keys.start);
+    while let Some(this) = visit {
+        if call.is_stopped() {
+            return; // `grid` notes that the rows are not complete
         }
-        close_split(isa, scratch, first_split);
-        first_split = false;
+        if fresh {
+            reset(scratch);
+        }
+        let next = visits.next(call, &scratch.rows, this.tile.end);
+        run_tile::<I, E, T>(isa, call, scratch, &source, &this, next.as_ref(), &core);
+        fresh = next.as_ref().is_none_or(|next| next.tile.start / split != this.tile.start / split);
+        if fresh {
+            close_split(isa, scratch, first_split);
+            first_split = false;
+        }
+        visit = next;
     }
 }
 
@@ -205,17 +206,6 @@ pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usi
     (keys.start < keys.end).then_some(keys)
 }
 
-/// The first key at or after `at` that the lists of some row have; none if it is `usize::MAX`. Rows that visit the same
-/// blocks are asked as one.
-#[inline(never)]
-fn next_key<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], at: usize) -> usize {
-    let everywhere = 0..usize::MAX;
-    let keys = rows
-        .chunk_by(|a, b| call.mask.only_blocks().is_some() && a.mask.blocks.visits_the_same(&b.mask.blocks));
-    let next = keys.filter_map(|rows| call.mask.next_key(rows[0].mask, &hull(rows, &everywhere)?, at));
-    next.min().unwrap_or(usize::MAX)
-}
-
 /// Keys that every row may attend, with nothing but the dot product to their scores. Only intervals are looked at: where
 /// the call has more than those, no key counts.
 fn core<T: Element>(rows: &[BlockRow], call: &Call<'_, T>) -> Range<usize> {
@@ -243,31 +233,37 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     call: &Call<'_, T>,
     scratch: &mut Scratch,
     source: &E::Source<'_, T>,
-    tile: Range<usize>,
+    visit: &Visit,
+    next_visit: Option<&Visit>,
     core: &Range<usize>,
 ) {
+    let tile = &visit.tile;
     let whole_vectors = mutant!("ragged-tile-taken-for-whole", tile.len().is_multiple_of(16), true);
     let whole = core.start <= tile.start && tile.end <= core.end && whole_vectors;
     let Scratch { operands, rows, sums, peaks, scores, bits, shared, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
-    let visited = if lists { visited_columns(call, rows, &tile) } else { Columns::up_to(tile.len()) };
-    E::enter_tile(isa, source, operands, &tile, visited);
+    E::enter_tile(isa, source, operands, tile, visit.columns);
+    // What lies scattered is asked for while another tile is worked on; else the hardware, or the kernel, asks.
+    let ahead = next_visit.filter(|_| lists);
     let mut next = 0;
     while next < rows.len() {
         let most = MAX_ROWS.min(rows.len() - next);
         let group = next..next + if lists { group_within_blocks(&rows[next..]) } else { most };
         next = group.end;
+        if let Some(ahead) = ahead {
+            E::ask_for_tile(isa, source, operands, ahead, [group.start, group.end, rows.len()]);
+        }
         let rows = &mut rows[group.clone()];
         let shape = if whole {
             Some(GroupShape::whole(tile.len()))
         } else {
-            GroupShape::new(call, rows, &tile, bits)
+            GroupShape::new(call, rows, visit, bits)
         };
         let Some(shape) = shape else { continue };
         let acc = &mut acc[group.start * acc_stride..group.end * acc_stride];
         for run in shape.columns.runs() {
-            E::score_group(isa, source, operands, group.clone(), &tile, &run, scores);
+            E::score_group(isa, source, operands, group.clone(), tile, &run, scores);
         }
         let measured = call.measures.map(|measures| Measured {
             measures,
@@ -275,7 +271,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
             memory: peaks.of_rows(group),
         });
         let (factors, scattered) =
-            weigh_group(isa, call, (rows, measured), &tile, &shape, scores, (&mut *bits, &mut *shared));
+            weigh_group(isa, call, (rows, measured), tile, &shape, scores, (&mut *bits, &mut *shared));
         let shared = scattered.then_some(&*shared);
         for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
             if factor != 1.0 {
@@ -294,7 +290,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         }
         for run in shape.columns.runs() {
             let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
-            E::accumulate_group(isa, source, operands, &tile, shape.runs(run, shared), scores, acc);
+            E::accumulate_group(isa, source, operands, tile, shape.runs(run, shared), scores, acc);
         }
     }
 }

@@ -52,6 +52,12 @@ impl Columns {
         whole && !range.is_empty() && self == Self::around(range)
     }
 
+    /// From the first of them to the last.
+    pub(crate) fn hull(self) -> Option<Range<usize>> {
+        let (first, beyond) = (self.0.trailing_zeros(), u16::BITS - self.0.leading_zeros());
+        (self.0 != 0).then(|| first as usize * WIDTH..beyond as usize * WIDTH)
+    }
+
     /// Maximal runs of them, ascending.
     #[inline(always)]
     pub(crate) fn runs(self) -> ColumnRuns {
@@ -99,6 +105,9 @@ mod tests {
             }
             assert_eq!(Columns::of(&bits), Columns(columns), "{columns:b}: {bits:x?}");
             assert!(Columns(columns).are(&bits), "{columns:b}");
+            let runs: Vec<_> = Columns(columns).runs().collect();
+            let hull = runs.first().map(|first| first.start..runs[runs.len() - 1].end);
+            assert_eq!(Columns(columns).hull(), hull, "{columns:b}: hull");
             let panels: Vec<usize> = Columns(columns).panels().collect();
             let expected: Vec<usize> = (0..4).filter(|&panel| bits[panel] != 0).collect();
             assert_eq!(panels, expected, "{columns:b}: panels");

@@ -5,11 +5,12 @@ use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, Runs, Stored, Tier};
+use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::{Ahead, ask_for_part, ask_for_rows};
 use crate::kernel::product::Fma;
 use crate::kernel::rows_const;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
@@ -128,6 +129,31 @@ impl<I: Isa> Tier<I> for FmaTier {
                 let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
                 pack_values(isa, source.values, keys, TILE, &mut operands.values[run.start * VALUE_PANEL..]);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn ask_for_tile<T: Element>(
+        isa: I,
+        source: &Source<'_, T>,
+        operands: &Operands,
+        visit: &Visit,
+        part: [usize; 3],
+    ) {
+        let ValueRows { data, stride, v_dim, .. } = source.values;
+        for panel in visit.columns.panels() {
+            let first = visit.tile.start + panel * PANEL;
+            let keys = first * source.head_dim..(first + PANEL) * source.head_dim;
+            match source.keys {
+                KeySource::Panels(panels) => ask_for_part(isa, panels, keys, part),
+                KeySource::Packed | KeySource::PackedLater(_) => {
+                    ask_for_part(isa, &operands.panels, keys, part);
+                }
+                KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
+                    ask_for_rows(isa, rows.data, [first, PANEL], [rows.stride, source.head_dim], part);
+                }
+            }
+            ask_for_rows(isa, data, [first, PANEL], [stride, v_dim], part);
         }
     }
 

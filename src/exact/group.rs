@@ -2,41 +2,22 @@
 //! dot products become.
 //!
 //! ```text
-//! visited_columns    all rows of the block: what has to be packed
 //! GroupShape         the group's rows: columns that some row, and that every row, may attend
 //! Visible            one row: all columns looked at, an interval of them, or what bits say
 //! ```
 
-use super::block::{BlockRow, hull};
+use super::block::BlockRow;
 use super::call::Call;
 use super::columns::Columns;
 use super::measure::{Measured, weigh_measured};
 use super::tier::Runs;
+use super::visit::{TileBlocks, Visit, visit_the_same};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::mask::{TILE, TileBits, intersect, set_range};
 use crate::softmax::{larger, raise_maxima, tile_max, weigh_row};
 use std::ops::Range;
-
-/// Columns of a tile that may hold keys of the rows' blocks; all without a block mask. What lies outside need not be there.
-#[inline(never)]
-pub(super) fn visited_columns<T: Element>(
-    call: &Call<'_, T>,
-    rows: &[BlockRow],
-    tile: &Range<usize>,
-) -> Columns {
-    let Some(blocks) = call.mask.blocks else { return Columns::up_to(tile.len()) };
-    let mut visited = TileBits::default();
-    for rows in rows.chunk_by(|a, b| a.mask.blocks.visits_the_same(&b.mask.blocks)) {
-        let Some(hull) = hull(rows, tile) else { continue };
-        let mut bits = TileBits::default();
-        set_range(&mut bits, hull.start - tile.start..hull.end - tile.start);
-        intersect(&mut bits, &blocks.tile_runs(rows[0].mask.blocks, tile.start).0);
-        visited.iter_mut().zip(&bits).for_each(|(word, bits)| *word |= bits);
-    }
-    Columns::of(&visited)
-}
 
 /// How many of some rows, which are not empty, form a group: as many as a register tile has, but under a block mask not
 /// beyond their row of blocks, unless the next visits the same.
@@ -149,9 +130,10 @@ impl GroupShape {
     pub(super) fn new<T: Element>(
         call: &Call<'_, T>,
         rows: &[BlockRow],
-        tile: &Range<usize>,
+        visit: &Visit,
         bits: &mut [TileBits; MAX_ROWS],
     ) -> Option<Self> {
+        let tile = &visit.tile;
         let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
         for row in rows {
             let own = columns_of(row, tile);
@@ -164,7 +146,7 @@ impl GroupShape {
             return None;
         }
         if call.mask.has_bits() {
-            return Self::of_bits(call, rows, tile, &all, bits);
+            return Self::of_bits(call, rows, visit, &all, bits);
         }
         if all.start >= all.end {
             all = some.end..some.end;
@@ -178,28 +160,20 @@ impl GroupShape {
     fn of_bits<T: Element>(
         call: &Call<'_, T>,
         rows: &[BlockRow],
-        tile: &Range<usize>,
+        visit: &Visit,
         all: &Range<usize>,
         bits: &mut [TileBits; MAX_ROWS],
     ) -> Option<Self> {
+        if let Some((columns, some)) = full_blocks(call, rows, visit, all) {
+            return Some(Self { all: some.end..some.end, columns, some, whole: true });
+        }
         let mut some = TileBits::default();
-        let shared = full_blocks(call, rows, tile, all);
-        match shared {
-            Some(shared) => some = shared,
-            None => {
-                for (row, bits) in rows.iter().zip(bits) {
-                    *bits = row_bits(call, row, tile);
-                    some.iter_mut().zip(&*bits).for_each(|(word, bits)| *word |= bits);
-                }
-            }
+        for (row, bits) in rows.iter().zip(bits) {
+            *bits = row_bits(call, row, &visit.tile);
+            some.iter_mut().zip(&*bits).for_each(|(word, bits)| *word |= bits);
         }
         let hull = hull_of(&some)?;
-        Some(Self {
-            all: hull.end..hull.end,
-            columns: Columns::of(&some),
-            some: hull,
-            whole: shared.is_some(),
-        })
+        Some(Self { all: hull.end..hull.end, columns: Columns::of(&some), some: hull, whole: false })
     }
 
     /// Those of a run of the columns to add up. `shared` has the columns that every row attends, if intervals do not say:
@@ -223,27 +197,27 @@ impl GroupShape {
     }
 }
 
-/// The columns that all rows attend, if they visit the same full blocks of a tile, whole vectors of them, and nothing else
-/// shapes their scores or removes keys: `all` are those that every row's interval leaves.
+/// The columns that all rows attend, from the first to the last, if they visit the same full blocks of a tile, whole vectors
+/// of them, and nothing else shapes their scores or removes keys: `all` are those that every row's interval leaves.
 fn full_blocks<T: Element>(
     call: &Call<'_, T>,
     rows: &[BlockRow],
-    tile: &Range<usize>,
+    visit: &Visit,
     all: &Range<usize>,
-) -> Option<TileBits> {
-    let blocks = call.mask.only_blocks().filter(|_| call.rules.is_plain())?;
-    let (first, others) = rows.split_first()?;
-    if !others.iter().all(|row| row.mask.blocks.visits_the_same(&first.mask.blocks)) {
-        return None;
-    }
-    let (mut bits, partial) = blocks.tile_runs(first.mask.blocks, tile.start);
-    let mut own = TileBits::default();
-    set_range(&mut own, 0..tile.len());
-    intersect(&mut bits, &own);
-    let hull = hull_of(&bits)?;
+) -> Option<(Columns, Range<usize>)> {
+    let mask = call.mask.only_blocks().filter(|_| call.rules.is_plain())?;
+    let own;
+    let blocks = match &visit.blocks {
+        Some(blocks) => blocks,
+        None => {
+            let first = rows.first().filter(|_| visit_the_same(rows))?;
+            own = TileBlocks::new(mask, first.mask.blocks, &visit.tile);
+            &own
+        }
+    };
+    let hull = blocks.columns.hull()?;
     let attended = all.start <= hull.start && hull.end <= all.end;
-    let partial = mutant!("partial-block-taken-for-full", partial, false);
-    (!partial && attended && Columns::of(&bits).are(&bits)).then_some(bits)
+    (blocks.whole && attended).then_some((blocks.columns, hull))
 }
 
 /// The columns of a tile that a row may attend, as far as the mask says.

@@ -22,6 +22,7 @@
 //! | `call.rs`, `sequence.rs` | operands checked and resolved |
 //! | `block.rs` | the loop above, for some rows of a head |
 //! | `group.rs` | up to 6 of its rows in a tile: columns they need, weights out of dot products |
+//! | `visit.rs` | the tiles that a block visits |
 //! | `columns.rs` | sets of columns of a tile |
 //! | `tier.rs` | what this order and that of bf16 dot products differ in |
 //! | `fma.rs`, `bf16_dot.rs` | the two |
@@ -59,4 +60,5 @@ pub(crate) mod sequence;
 #[allow(unsafe_code, reason = "memory next to inaccessible pages")]
 mod tests;
 pub(crate) mod tier;
+pub(crate) mod visit;
 pub(crate) mod workspace;

@@ -12,6 +12,7 @@ use super::call::Call;
 use super::columns::Columns;
 use super::fma::FmaTier;
 use super::sequence::Sequence;
+use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::Element;
 use crate::inputs::Keys;
@@ -72,6 +73,15 @@ pub(crate) trait Tier<I: Isa> {
         operands: &mut Operands,
         tile: &Range<usize>,
         columns: Columns,
+    );
+
+    /// Asks for a part of what a tile's columns hold, which are visited next: as much as the rows `first..end` are of all.
+    fn ask_for_tile<T: Element>(
+        isa: I,
+        source: &Self::Source<'_, T>,
+        operands: &Operands,
+        visit: &Visit,
+        part: [usize; 3],
     );
 
     /// Scaled dot products of the block's rows `group` (at most [`MAX_ROWS`](crate::kernel::MAX_ROWS)) with a tile's

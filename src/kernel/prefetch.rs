@@ -16,6 +16,7 @@ use super::score::KeyRows;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::PANEL;
+use std::ops::Range;
 
 const LINE_BYTES: usize = 64;
 
@@ -150,6 +151,30 @@ impl PrefetchRows {
                 *self = Self { key: self.key + 1, element: 0 };
             }
         }
+    }
+}
+
+/// Asks for the lines of `start..end` of all that `data` has of a range, of whole lines, in so many parts `of`.
+#[inline(always)]
+pub(crate) fn ask_for_part<I: Isa, T>(isa: I, data: &[T], range: Range<usize>, [start, end, of]: [usize; 3]) {
+    let line = LINE_BYTES / size_of::<T>();
+    let lines = range.len().div_ceil(line);
+    for index in lines * start / of..lines * end / of {
+        isa.prefetch(data, range.start + index * line);
+    }
+}
+
+/// The same for rows of `length` elements, `stride` apart: `first` and how many.
+#[inline(always)]
+pub(crate) fn ask_for_rows<I: Isa, T>(
+    isa: I,
+    data: &[T],
+    [first, rows]: [usize; 2],
+    [stride, length]: [usize; 2],
+    [start, end, of]: [usize; 3],
+) {
+    for row in first + rows * start / of..first + rows * end / of {
+        ask_for_part(isa, data, row * stride..row * stride + length, [0, 1, 1]);
     }
 }
 
