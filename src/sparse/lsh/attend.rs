@@ -2,20 +2,21 @@
 
 use super::super::memory::{filled, reserved};
 use super::Lsh;
-use super::hash::size;
+use super::hash::{size, widen_row};
 use super::order::{NONE, Orders};
 use super::spread::{parts, piece, workers};
 use super::visit::Visits;
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::Inputs;
-use crate::isa::Level;
+use crate::isa::{Isa, Kernel, Level};
 use crate::mask::Mask;
 use crate::merge::merge_on;
 use crate::outputs::Outputs;
 use crate::parallel::{for_each_part, for_each_part_with};
 use crate::plan::{Plan, PlanOptions};
 use crate::problem::Problem;
+use crate::scratch::AlignedBuf;
 use crate::view::{View, ViewMut};
 use std::ops::Range;
 
@@ -68,25 +69,29 @@ impl Lsh {
         let threads = self.max_threads.unwrap_or(usize::MAX);
         let orders = &Orders::new(lsh, buckets, tokens, threads)?;
         let blocks = Visits { lsh, orders, buckets, mask: &mask, heads }.block_mask(threads)?;
-        let q = gather(qk, orders, threads)?;
+        let level = Level::chosen(self.level)?;
+        let q = gather(qk, orders, (level, threads))?;
         let k = normalised(&q, dim, self.norm_epsilon, threads)?;
-        let v = gather(v, orders, threads)?;
+        let v = gather(v, orders, (level, threads))?;
 
         let shape = [batch, heads, orders.slots(), v_dim];
         let keys = [batch, heads, orders.slots(), dim];
         let inputs = Inputs::new(View::new(&q, keys)?, View::new(&k, keys)?, View::new(&v, shape)?);
         let inputs = inputs.scale(self.scale).mask(Mask::NONE.blocks(&blocks));
-        let mut sorted = filled(size(shape)?, 0.0)?;
-        let mut sorted_lse = filled(size([units, orders.slots()])?, 0.0)?;
+        let mut sorted = AlignedBuf::zeroed(GATHERED, size(shape)?)?;
+        let mut sorted_lse = AlignedBuf::zeroed(GATHERED, size([units, orders.slots()])?)?;
         let options =
-            PlanOptions { level: self.level, max_threads: self.max_threads, ..PlanOptions::default() };
+            PlanOptions { level: Some(level), max_threads: self.max_threads, ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
         let outputs = Outputs::new(ViewMut::new(&mut sorted, shape)?).lse(&mut sorted_lse);
         plan.run(&inputs, outputs, &mut plan.workspace()?)?;
         drop((q, k, v, blocks));
-        merge_rounds(orders, (&sorted, &sorted_lse), v_dim, (plan.level(), threads))
+        merge_rounds(orders, (&sorted, &sorted_lse), v_dim, (level, threads))
     }
 }
+
+/// What errors call tokens in the order of their slots.
+const GATHERED: &str = "sorted tokens of LSH attention";
 
 /// Rows that are brought back, and merged, together.
 const MERGED_ROWS: usize = 64;
@@ -151,37 +156,53 @@ fn checked_mask<'a>(mask: Mask<'a>, [batch, heads, tokens]: [usize; 3]) -> Resul
 fn gather<T: Element>(
     view: View<'_, T>,
     orders: &Orders,
-    threads: usize,
-) -> Result<Vec<f32>, AttentionError> {
-    let [_, heads, _, dim] = view.shape();
+    (level, threads): (Level, usize),
+) -> Result<AlignedBuf<f32>, AttentionError> {
+    let dim = view.shape()[3];
     let slots = orders.token_at.len();
-    let mut gathered = filled(size([slots, dim])?, 0.0)?;
+    let mut gathered = AlignedBuf::zeroed(GATHERED, size([slots, dim])?)?;
     let mut left = &mut gathered[..];
     let parts = parts(slots).map(|slots| (piece(&mut left, slots.len() * dim), slots));
     let workers = workers(threads, (slots * dim) as f64 / 2.0);
     for_each_part(parts, workers, &|(rows, slots): (&mut [f32], Range<usize>)| {
-        let tokens = orders.token_at[slots.clone()].iter();
-        for ((slot, &token), row) in slots.zip(tokens).zip(rows.chunks_exact_mut(dim.max(1))) {
-            if token != NONE {
-                let unit = slot / orders.slots();
-                let values = view.from(unit / heads, unit % heads, token as usize);
-                let values = values.iter().step_by(view.strides()[3].max(1));
-                // Of a stride of 0 there is one value for all.
-                let repeated = view.strides()[3] == 0;
-                if repeated {
-                    row.fill(values.clone().next().map_or(f32::NAN, |x| x.to_f32()));
-                } else {
-                    row.iter_mut().zip(values).for_each(|(to, x)| *to = x.to_f32());
-                }
-            }
-        }
+        level.dispatch(Gather { view, orders, slots, rows });
     });
     Ok(gathered)
 }
 
+/// Some slots' tokens.
+struct Gather<'a, T> {
+    view: View<'a, T>,
+    orders: &'a Orders,
+    slots: Range<usize>,
+    rows: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Gather<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Gather { view, orders, slots, rows } = self;
+        let [_, heads, _, dim] = view.shape();
+        let tokens = orders.token_at[slots.clone()].iter();
+        for ((slot, &token), row) in slots.zip(tokens).zip(rows.chunks_exact_mut(dim.max(1))) {
+            if token != NONE {
+                let unit = slot / orders.slots();
+                widen_row(isa, view, [unit / heads, unit % heads, token as usize], row);
+            }
+        }
+    }
+}
+
 /// Keys `k / sqrt(|k|^2 + dim * epsilon)`; zeros stay.
-fn normalised(rows: &[f32], dim: usize, epsilon: f32, threads: usize) -> Result<Vec<f32>, AttentionError> {
-    let mut keys = filled(rows.len(), 0.0)?;
+fn normalised(
+    rows: &[f32],
+    dim: usize,
+    epsilon: f32,
+    threads: usize,
+) -> Result<AlignedBuf<f32>, AttentionError> {
+    let mut keys = AlignedBuf::zeroed(GATHERED, rows.len())?;
     let mut left = &mut keys[..];
     let parts = parts(rows.len().checked_div(dim).unwrap_or(0))
         .map(|keys| (piece(&mut left, keys.len() * dim), keys));

@@ -5,6 +5,7 @@ use super::spread::{parts, piece, workers};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::pack::widen;
 use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
@@ -169,10 +170,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
         for first in (0..tokens).step_by(MAX_ROWS) {
             let count = MAX_ROWS.min(tokens - first);
             for (token, row) in (first..first + count).zip(rows.chunks_exact_mut(dim)) {
-                for (d, to) in row.iter_mut().enumerate() {
-                    let x = x.get([unit / heads, unit % heads, token, d]);
-                    *to = x.map_or(f32::NAN, |x| x.to_f32());
-                }
+                widen_row(isa, x, [unit / heads, unit % heads, token], row);
             }
             let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
             let (rows, out) =
@@ -187,18 +185,68 @@ impl<T: Element> Kernel for Hash<'_, T> {
     }
 }
 
-/// The first of the largest of some numbers and their opposites, which come after them.
+/// The first of the largest of some numbers and their opposites, which come after them. NaN is none of them.
+#[inline(always)]
 fn nearest(scores: &[f32]) -> u32 {
-    let (mut best, mut at) = (f32::NEG_INFINITY, 0);
-    for (index, &score) in scores.iter().enumerate() {
-        if score > best {
-            (best, at) = (score, index);
+    // Lanes are compared side by side, and the place looked for afterwards.
+    let (mut largest, mut smallest) = ([f32::NEG_INFINITY; 8], [f32::INFINITY; 8]);
+    for scores in scores.chunks(8) {
+        for ((largest, smallest), &score) in largest.iter_mut().zip(&mut smallest).zip(scores) {
+            *largest = if score > *largest { score } else { *largest };
+            *smallest = if score < *smallest { score } else { *smallest };
         }
     }
-    for (index, &score) in scores.iter().enumerate() {
-        if -score > best {
-            (best, at) = (-score, scores.len() + index);
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let smallest = smallest.into_iter().fold(f32::INFINITY, f32::min);
+    let first = |value| scores.iter().position(|&score| score == value).unwrap_or(0);
+    let opposite = -smallest > largest;
+    (if opposite { scores.len() + first(smallest) } else { first(largest) }) as u32
+}
+
+/// A token's numbers in f32, as many as `out` holds.
+#[inline(always)]
+pub(super) fn widen_row<I: Isa, T: Element>(
+    isa: I,
+    x: View<'_, T>,
+    [batch, head, token]: [usize; 3],
+    out: &mut [f32],
+) {
+    let row = x.from(batch, head, token);
+    match x.strides()[3] {
+        1 => widen(isa, row, out),
+        0 => out.fill(row.first().map_or(f32::NAN, |x| x.to_f32())),
+        stride => out.iter_mut().zip(row.iter().step_by(stride)).for_each(|(out, x)| *out = x.to_f32()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    /// One by one, as it is defined.
+    fn one_by_one(scores: &[f32]) -> u32 {
+        let opposites = scores.iter().map(|score| -score);
+        let (mut best, mut at) = (f32::NEG_INFINITY, 0);
+        for (index, score) in scores.iter().copied().chain(opposites).enumerate() {
+            if score > best {
+                (best, at) = (score, index);
+            }
+        }
+        at as u32
+    }
+
+    #[test]
+    fn the_first_of_the_largest() {
+        let special = [0.0, -0.0, 1.0, -1.0, 1.5, -1.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        let mut state = 1u64;
+        for case in 0..20_000usize {
+            let scores: Vec<f32> = (0..1 + case % 21)
+                .map(|_| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+                    special[(state >> 33) as usize % (3 + case % (special.len() - 2))]
+                })
+                .collect();
+            assert_eq!(nearest(&scores), one_by_one(&scores), "{scores:?}");
         }
     }
-    at as u32
 }
