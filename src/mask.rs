@@ -410,7 +410,7 @@ impl<'a> Mask<'a> {
                 step => {
                     let mut allowed = [false; TILE];
                     for (key, allowed) in allowed.iter_mut().enumerate().take(keys) {
-                        *allowed = row[(mutant!("repeated-mask-by-tile-column", tile_start, 0) + key) * step];
+                        *allowed = row[(mutant!("stepped-mask-by-tile-column", tile_start, 0) + key) * step];
                     }
                     bits_of(&allowed[..keys])
                 }

@@ -201,13 +201,17 @@ mod tests {
     #[test]
     fn strided_rows_in_half_precision() {
         let numbers = |from: f32| (0..40).map(|i| f16::from_f32(from + i as f32)).collect::<Vec<_>>();
-        let (mut out, other) = (numbers(0.0), numbers(100.0));
-        let (shape, strides) = ([1, 2, 1, 18], [40, 20, 20, 1]);
-        let target = ViewMut::with_strides(&mut out, shape, strides).unwrap();
-        merge(target, &mut [0.0; 2], View::with_strides(&other, shape, strides).unwrap(), &[0.0; 2]).unwrap();
-        for (index, x) in out.iter().enumerate() {
-            let mean = if index % 20 < 18 { 50.0 } else { 0.0 };
-            assert_eq!(x.to_f32(), mean + index as f32, "element {index}: a mean of two, or a gap");
+        for shape in [[1, 2, 1, 18], [1, 1, 2, 18], [2, 1, 1, 18]] {
+            let (mut out, other) = (numbers(0.0), numbers(100.0));
+            let strides = [20, 20, 20, 1];
+            let target = ViewMut::with_strides(&mut out, shape, strides).unwrap();
+            let other = View::with_strides(&other, shape, strides).unwrap();
+            merge(target, &mut [0.0; 2], other, &[0.0; 2]).unwrap();
+            for (index, x) in out.iter().enumerate() {
+                let mean = if index % 20 < 18 { 50.0 } else { 0.0 };
+                let what = format!("{shape:?}, element {index}: a mean of two, or a gap");
+                assert_eq!(x.to_f32(), mean + index as f32, "{what}");
+            }
         }
     }
 }

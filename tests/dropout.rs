@@ -251,3 +251,30 @@ fn it_binds_and_leaves_the_rest() {
         assert!(matches!(error, AttentionError::Value { operand: "dropout", .. }), "{rate}: {error}");
     }
 }
+
+/// What the mask removes is never touched, dropped or not: 0 times NaN would show.
+#[test]
+fn removed_keys_are_never_touched() {
+    let case = Case { heads: [2, 2], q_len: 40, kv_len: 40, rules: Rules::CAUSAL, ..Case::default() };
+    let clean = case.operands::<f32, f32>(Place::Heap);
+    let mut dirty = case.operands::<f32, f32>(Place::Heap);
+    let dropout = Dropout { rate: 0.5, seed: 11 };
+    let seen = 17;
+    for operand in [&mut dirty.k, &mut dirty.v] {
+        for_each_index([case.batch, 2, case.kv_len - seen, 1], |[b, h, token, _]| {
+            let token = [b, h, seen + token];
+            let at: usize = token.iter().zip(operand.strides).map(|(at, stride)| at * stride).sum();
+            operand.data[at..][..operand.shape[3]].fill(f32::NAN);
+        });
+    }
+    for (level, bf16_dot) in tiers() {
+        let ask = Ask { bf16_dot, ..Ask::all(level) };
+        let expected = run(&clean.inputs().dropout(dropout), &ask);
+        let got = run(&dirty.inputs().dropout(dropout), &ask);
+        let rows = got.out.chunks_exact(case.v_dim).zip(expected.out.chunks_exact(case.v_dim));
+        for (row, (got, expected)) in rows.enumerate().filter(|(row, _)| row % case.q_len < seen) {
+            assert_same(got, expected, &format!("{level}, row {row}"));
+        }
+        assert!(got.out.iter().any(|x| x.is_nan()), "{level}: rows that attend them");
+    }
+}

@@ -3,7 +3,9 @@
 use crate::common::cases::*;
 use crate::common::guard::announce;
 use crate::{everything, with_types};
-use lucid_attention::{Element, Inputs, Outputs, Plan, PlanOptions, Problem, ScoreStage, View, ViewMut};
+use lucid_attention::{
+    Element, Inputs, Mask, Outputs, Plan, PlanOptions, Problem, ScoreStage, View, ViewMut,
+};
 
 /// Strides and layouts of operands and results.
 #[test]
@@ -105,31 +107,70 @@ impl<T: Element> Shifted<T> {
     }
 }
 
-/// One packed projection in place of three operands.
+/// One packed projection in place of three operands, which lie where their layouts say.
 #[test]
 fn packed_projections() {
     let (batch, tokens, dim) = (2, 33, 12);
     let mut rng = Rng::new(5);
-    for (q_heads, kv_heads) in [(4, 2), (3, 3)] {
-        let data: Vec<f32> =
-            (0..batch * tokens * (q_heads + 2 * kv_heads) * dim).map(|_| rng.normal()).collect();
-        let mut packed =
-            vec![View::split_qkv(&data, batch, tokens, [q_heads, kv_heads], dim).expect("a projection")];
-        if q_heads == kv_heads {
-            packed
-                .push(View::split_interleaved_qkv(&data, batch, tokens, q_heads, dim).expect("a projection"));
-        }
-        for [q, k, v] in packed {
-            let [q_copy, k_copy, v_copy] = [q, k, v].map(|view| {
-                let value = |index| *view.get(index).expect("an index inside");
-                Operand::new(view.shape(), contiguous(view.shape()), Place::Heap, f32::NAN, value)
-            });
-            let copies = Inputs::new(q_copy.view(), k_copy.view(), v_copy.view());
+    for [q_heads, kv_heads] in [[4, 2], [3, 3]] {
+        let blocks = q_heads + 2 * kv_heads;
+        let data: Vec<f32> = (0..batch * tokens * blocks * dim).map(|_| rng.normal()).collect();
+        // The three, contiguous; a head's block by its part (queries, keys, values) and its own number.
+        let copies = |block: &dyn Fn(usize, usize) -> usize| {
+            [q_heads, kv_heads, kv_heads].into_iter().enumerate().map(move |(part, heads)| {
+                let shape = [batch, heads, tokens, dim];
+                Operand::new(shape, contiguous(shape), Place::Heap, f32::NAN, |[b, h, t, d]| {
+                    data[((b * tokens + t) * blocks + block(part, h)) * dim + d]
+                })
+            })
+        };
+        let compare = |packed: [View<'_, f32>; 3], copies: Vec<Operand<f32>>, what: &str| {
+            let [q, k, v] = packed;
             for level in levels() {
-                let expected = everything(&copies, level, 1);
-                let got = everything(&Inputs::new(q, k, v), level, 1);
-                assert_equal(&got, &expected, &format!("{level}, {:?}", q.strides()));
+                let inputs = Inputs::new(copies[0].view(), copies[1].view(), copies[2].view());
+                let expected = everything(&inputs, level, 1);
+                assert_equal(
+                    &everything(&Inputs::new(q, k, v), level, 1),
+                    &expected,
+                    &format!("{level}, {what}"),
+                );
             }
+        };
+        let packed = View::split_qkv(&data, batch, tokens, [q_heads, kv_heads], dim).expect("a projection");
+        let block = |part: usize, head: usize| [0, q_heads, q_heads + kv_heads][part] + head;
+        compare(packed, copies(&block).collect(), "one after another");
+        if q_heads == kv_heads {
+            let packed =
+                View::split_interleaved_qkv(&data, batch, tokens, q_heads, dim).expect("a projection");
+            compare(packed, copies(&|part, head| head * 3 + part).collect(), "interleaved");
+        }
+    }
+}
+
+/// Masks and biases whose neighbours lie apart, over more than one tile.
+#[test]
+fn masks_and_biases_with_steps() {
+    let case = Case { q_len: 3, kv_len: 700, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    let mut rng = Rng::new(8);
+    let shape = [1, 1, 3, 700];
+    let allowed: Vec<bool> = (0..3 * 700).map(|_| rng.chance(0.7)).collect();
+    let bias: Vec<f32> = (0..3 * 700).map(|_| rng.normal()).collect();
+    for step in [2, 3] {
+        let strides = [3 * 700 * step, 3 * 700 * step, 700 * step, step];
+        let apart: Vec<bool> = allowed.iter().flat_map(|&x| (0..step).map(move |i| x ^ (i > 0))).collect();
+        let bias_apart: Vec<f32> =
+            bias.iter().flat_map(|&x| (0..step).map(move |i| if i > 0 { f32::NAN } else { x })).collect();
+        let view = |allowed, bias| operands.inputs().mask(Mask::NONE.allowed(allowed)).bias(bias);
+        let inputs = view(
+            View::with_strides(&apart, shape, strides).expect("a mask"),
+            View::with_strides(&bias_apart, shape, strides).expect("a bias"),
+        );
+        let plain =
+            view(View::new(&allowed, shape).expect("a mask"), View::new(&bias, shape).expect("a bias"));
+        for level in levels() {
+            let expected = everything(&plain, level, 1);
+            assert_equal(&everything(&inputs, level, 1), &expected, &format!("{level}, a step of {step}"));
         }
     }
 }

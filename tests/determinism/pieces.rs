@@ -178,7 +178,7 @@ fn any_history_of_panels() {
         let _announced = announce(&case);
         with_types!(types, Q, T => {
             let mut operands = case.operands::<Q, T>(Place::Heap);
-            let empty = || KeyPanels::with_capacity(2, 2, 19, 230).expect("panels");
+            let empty = || KeyPanels::with_capacity(2, 2, 19, 330).expect("panels");
             let mut histories = vec![KeyPanels::from_rows(operands.k.view(), 0).expect("panels")];
             for piece in [1, 3, 63, 64, 65, 199] {
                 let mut panels = empty();

@@ -4,6 +4,8 @@ use crate::common::cases::*;
 use crate::plain;
 use lucid_attention::DType::F16;
 use lucid_attention::{Intervals, Mask, QueryStart, Span, View};
+#[cfg(feature = "rayon")]
+use lucid_attention::{Plan, PlanOptions, Problem};
 
 /// I3: every way of leaving no key, whatever the operands hold.
 #[test]
@@ -122,6 +124,31 @@ fn splits_without_keys() {
         let got = run(&inputs, &Ask::all(level));
         assert_same(&got.out[..1], &expected.out, &format!("{level}: out"));
         assert_same(&got.lse[..1], &expected.lse, &format!("{level}: lse"));
+    }
+}
+
+/// The same for splits that run side by side: they have no keys of a row, or all of a row's splits have none.
+#[cfg(feature = "rayon")]
+#[test]
+fn splits_side_by_side_without_keys() {
+    let case = Case { heads: [1, 1], q_len: 3, kv_len: 16 << 10, head_dim: 64, v_dim: 64, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    // No key at all; some in the fifth split of sixteen; some in the first and in the last.
+    let spans = [(5000, 5010), (3, 8), (16_000, 16_001)].map(|(start, end)| Span { start, end });
+    let list = Intervals::new([1, 1, 3], &[0, 0, 1, 3], &spans).expect("spans");
+    let inputs = operands.inputs().mask(Mask::NONE.intervals(list));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("a pool");
+    for level in levels() {
+        let alone = run(&inputs, &Ask::all(level));
+        let together = pool.install(|| {
+            let options = PlanOptions { level: Some(level), ..PlanOptions::default() };
+            let plan = Plan::with_options(&Problem::of(&inputs), &options).expect("a plan");
+            assert!(plan.explain(&inputs).expect("operands that fit").splits > 1, "{level}: side by side");
+            run(&inputs, &Ask { threads: 4, ..Ask::all(level) })
+        });
+        assert_equal(&together, &alone, &format!("{level}, side by side"));
+        assert!(together.out[..64].iter().all(|x| x.to_bits() == 0), "{level}: {:?}", &together.out[..64]);
+        assert_eq!(together.lse[0], f32::NEG_INFINITY, "{level}");
     }
 }
 

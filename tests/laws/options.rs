@@ -133,3 +133,21 @@ fn options_bind() {
         }
     }
 }
+
+/// Of two windows the narrower side counts, whichever comes first.
+#[test]
+fn windows_compose() {
+    let case = Case { q_len: 30, kv_len: 30, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    let inputs = operands.inputs();
+    let both = Mask::NONE.window(Some(2), Some(5)).window(Some(7), Some(3));
+    let reversed = Mask::NONE.window(Some(7), Some(3)).window(Some(2), Some(5));
+    let open = Mask::NONE.window(Some(2), None).window(None, Some(3)).window(None, None);
+    for level in levels() {
+        let of = |mask| run(&inputs.mask(mask), &Ask::all(level));
+        let expected = of(Mask::NONE.window(Some(2), Some(3)));
+        for (what, mask) in [("in order", both), ("reversed", reversed), ("open sides", open)] {
+            assert_equal(&of(mask), &expected, &format!("{level}, {what}"));
+        }
+    }
+}

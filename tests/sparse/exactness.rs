@@ -182,6 +182,21 @@ fn close_to_the_reference() {
     }
 }
 
+/// Heads that share keys, and sequences, with layouts of their own, whose runs are numbered alike.
+#[test]
+fn layouts_of_heads_and_sequences() {
+    let grid = BlockGrid::square(330, 32);
+    let column = |step: usize| {
+        BlockLayout::from_blocks(grid, move |row, column| column == (row + step) % 11).expect("a layout")
+    };
+    let layouts: Vec<_> = (0..5).map(column).collect();
+    let blocks = BlockMask::new(layouts, [2, 4], vec![0, 1, 1, 2, 3, 3, 4, 0]).expect("a mask");
+    let case =
+        Case { batch: 2, heads: [4, 2], q_len: 330, kv_len: 330, head_dim: 20, v_dim: 16, ..Case::default() };
+    let operands = case.operands::<f32, f32>(Place::Heap);
+    close(&operands.inputs().mask(Mask::NONE.blocks(&blocks)), "layouts of their own");
+}
+
 const GRID_OF_330: BlockGrid = BlockGrid { q_len: 330, kv_len: 330, q_block: 32, kv_block: 32 };
 
 /// What rounding to a type may change in a number, at most.

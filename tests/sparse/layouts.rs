@@ -134,10 +134,12 @@ fn a_mask_of_several_layouts() {
     assert_eq!([&none, &all, &diagonal].map(BlockLayout::causal_density), [0.0, 1.0, 2.0 / 3.0]);
     let mask = BlockMask::new(vec![none, all, diagonal], [2, 2], vec![0, 1, 2, 1]).expect("a mask");
     assert_eq!(mask.density(), (0.0 + 1.0 + 0.5 + 1.0) / 4.0);
+    let (nothing, diagonal, everything) = ([false; 2], [true, false], [true; 2]);
     for (sequence, head, expected) in
-        [(0, 0, false), (0, 1, true), (1, 0, false), (1, 1, true), (2, 0, false)]
+        [(0, 0, nothing), (0, 1, everything), (1, 0, diagonal), (1, 1, everything), (2, 0, nothing)]
     {
-        assert_eq!(mask.allows(sequence, head, 3, 20), expected, "sequence {sequence}, head {head}");
+        let got = [4, 20].map(|key| mask.allows(sequence, head, 3, key));
+        assert_eq!(got, expected, "sequence {sequence}, head {head}");
     }
     assert_eq!(mask.layouts().len(), 3);
 }
