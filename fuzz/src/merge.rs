@@ -131,7 +131,8 @@ fn check_row<Q: Element>(
     if lse.abs() <= 3.4e38 {
         tally.bound(f64::from(got_lse), lse, allowed, &|| format!("{at}: LSE"));
     }
-    let (wa, wb) = ((la - lse).exp(), (lb - lse).exp());
+    // Not by the LSE, in which a large maximum loses the logarithm.
+    let [wa, wb] = [la, lb].map(|part| (part - max - log).exp());
     for ((&x, &y), &got) in a.iter().zip(b).zip(got) {
         let [x, y, got] = [x, y, got].map(|x| f64::from(x.to_f32()));
         if !x.is_finite() || !y.is_finite() {

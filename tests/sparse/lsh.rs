@@ -72,6 +72,8 @@ fn definition(
         let k = Tokens::row(&tokens.qk, head * count + key, dim);
         let square: f64 = k.iter().map(|x| x * x).sum();
         let norm = (square + dim as f64 * f64::from(lsh.norm_epsilon)).sqrt();
+        // A key of zeros stays one.
+        let norm = if norm == 0.0 { 1.0 } else { norm };
         f64::from(lsh.scale) * q.iter().zip(&k).map(|(q, k)| q * k).sum::<f64>() / norm
     };
     let of_query = |query: usize| {
