@@ -117,14 +117,14 @@ fn packed_projections() {
         let data: Vec<f32> = (0..batch * tokens * blocks * dim).map(|_| rng.normal()).collect();
         // The three, contiguous; a head's block by its part (queries, keys, values) and its own number.
         let copies = |block: &dyn Fn(usize, usize) -> usize| {
-            [q_heads, kv_heads, kv_heads].into_iter().enumerate().map(move |(part, heads)| {
+            [(0, q_heads), (1, kv_heads), (2, kv_heads)].map(|(part, heads)| {
                 let shape = [batch, heads, tokens, dim];
                 Operand::new(shape, contiguous(shape), Place::Heap, f32::NAN, |[b, h, t, d]| {
                     data[((b * tokens + t) * blocks + block(part, h)) * dim + d]
                 })
             })
         };
-        let compare = |packed: [View<'_, f32>; 3], copies: Vec<Operand<f32>>, what: &str| {
+        let compare = |packed: [View<'_, f32>; 3], copies: [Operand<f32>; 3], what: &str| {
             let [q, k, v] = packed;
             for level in levels() {
                 let inputs = Inputs::new(copies[0].view(), copies[1].view(), copies[2].view());
@@ -138,11 +138,11 @@ fn packed_projections() {
         };
         let packed = View::split_qkv(&data, batch, tokens, [q_heads, kv_heads], dim).expect("a projection");
         let block = |part: usize, head: usize| [0, q_heads, q_heads + kv_heads][part] + head;
-        compare(packed, copies(&block).collect(), "one after another");
+        compare(packed, copies(&block), "one after another");
         if q_heads == kv_heads {
             let packed =
                 View::split_interleaved_qkv(&data, batch, tokens, q_heads, dim).expect("a projection");
-            compare(packed, copies(&|part, head| head * 3 + part).collect(), "interleaved");
+            compare(packed, copies(&|part, head| head * 3 + part), "interleaved");
         }
     }
 }
