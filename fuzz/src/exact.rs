@@ -24,10 +24,10 @@ fn case(input: &mut Unstructured<'_>) -> Result<Case> {
     for _ in 0..input.int_in_range(0..=5)? {
         input.choose(&Rules::OPTIONS)?(&mut case.rules);
     }
-    while case.work() > 100_000 && case.q_len > 1 {
+    while case.work() > 30_000 && case.q_len > 1 {
         case.q_len /= 2;
     }
-    while case.work() > 100_000 && case.kv_len > 1 {
+    while case.work() > 30_000 && case.kv_len > 1 {
         case.kv_len /= 2;
     }
     Ok(case)
