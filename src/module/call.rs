@@ -2,7 +2,9 @@
 
 use super::tensor::Tensor;
 use crate::cache::{AnyKeysValues, KvCache};
+use crate::cancel::CancelToken;
 use crate::element::Element;
+use crate::error::AttentionError;
 use crate::inputs::{QueryStart, Ragged};
 use crate::mask::Mask;
 use crate::metrics::Metrics;
@@ -24,6 +26,7 @@ pub struct ModuleInputs<'a> {
     pub(crate) logit_scale: Option<f32>,
     /// The seed of what training drops.
     pub(crate) training: Option<u64>,
+    pub(crate) cancel: Option<&'a CancelToken>,
 }
 
 /// Where keys and values come from.
@@ -61,6 +64,7 @@ impl<'a> ModuleInputs<'a> {
             ragged: None,
             logit_scale: None,
             training: None,
+            cancel: None,
         }
     }
 
@@ -102,6 +106,23 @@ impl<'a> ModuleInputs<'a> {
     pub fn training(mut self, seed: u64) -> Self {
         self.training = Some(seed);
         self
+    }
+
+    /// Stops the call when the token is stopped: it is asked before and after attention, and within it as
+    /// [`Inputs::cancel`](crate::Inputs::cancel) says, but not while projections run. The error is
+    /// [`AttentionError::Cancelled`](crate::AttentionError::Cancelled) with no row complete; `out` is as it was, the call counts
+    /// in no metrics and no repairs, and what else it was to write is unspecified.
+    pub fn cancel(mut self, token: &'a CancelToken) -> Self {
+        self.cancel = Some(token);
+        self
+    }
+
+    /// An error if the call is stopped; `rows` are those of its queries, of all heads.
+    pub(crate) fn check_stopped(&self, rows: usize) -> Result<(), AttentionError> {
+        match self.cancel {
+            Some(token) if token.is_stopped() => Err(AttentionError::Cancelled { complete: 0, rows }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -247,7 +247,8 @@ impl MultiHeadAttention {
     ///
     /// # Errors
     /// Inputs that the policies refuse; tensors, masks, biases and outputs that fit neither the module nor each other; or
-    /// memory cannot be had. Nothing is written and no repair is counted then.
+    /// memory cannot be had. Nothing is written and no repair is counted then. Or the call was stopped
+    /// ([`ModuleInputs::cancel`]).
     pub fn forward_into(
         &self,
         inputs: &ModuleInputs<'_>,
@@ -300,6 +301,7 @@ impl MultiHeadAttention {
         let per_row = [batch, num_heads, q_len];
         top_keys.iter().try_for_each(|top_keys| check_top_keys(top_keys, per_row))?;
         metrics.as_deref_mut().map_or(Ok(()), |metrics| metrics.room(per_row).map(drop))?;
+        inputs.check_stopped(metric_rows)?;
         match inputs.keys {
             KeySource::Tensors { key, value } => {
                 check_size("key", "batch", batch, key.shape()[0])?;
@@ -349,6 +351,7 @@ impl MultiHeadAttention {
                 self.attend(plan, inputs, (q.view(num_heads, key_dim)?, cache), outputs)?;
             }
         }
+        inputs.check_stopped(metric_rows)?;
         self.output.run(context, out)?;
         let residual = self.config.use_residual.then(|| query.data());
         let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
@@ -383,7 +386,12 @@ impl MultiHeadAttention {
         (q, keys): (View<'_, f32>, AnyKeysValues<'_>),
         outputs: Outputs<'_, f32>,
     ) -> Result<(), AttentionError> {
-        with_keys_values!(keys, (k, v) => plan.run(&self.attention(inputs, q, k, v)?, outputs, workspace))
+        let run = with_keys_values!(keys, (k, v) => plan.run(&self.attention(inputs, q, k, v)?, outputs, workspace));
+        run.map_err(|error| match error {
+            // Its complete rows are of the context, which nobody sees.
+            AttentionError::Cancelled { rows, .. } => AttentionError::Cancelled { complete: 0, rows },
+            error => error,
+        })
     }
 
     /// What the core of the module is asked: queries, keys and values of a call, and what shapes its scores.
@@ -405,6 +413,7 @@ impl MultiHeadAttention {
             scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
             softcap: self.config.softcap,
             dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
+            cancel: inputs.cancel,
             ..attend
         })
     }

@@ -3,6 +3,7 @@
 
 mod absorbed;
 mod caches;
+mod cancellation;
 mod definition;
 mod determinism;
 mod errors;

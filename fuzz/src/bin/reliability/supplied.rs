@@ -11,7 +11,9 @@ use std::path::Path;
 pub(crate) struct Supplied {
     /// Of libFuzzer, by target: all there have been.
     pub(crate) executions: BTreeMap<String, Found>,
-    /// Mutants caught, and all.
+    /// Invariants that tests hold, and all that are listed.
+    pub(crate) invariants: Option<Share>,
+    /// Seeded bugs that tests find, and all.
     pub(crate) mutants: Option<Share>,
     /// Reports of sanitizers and valgrind, by tool.
     pub(crate) sanitizers: BTreeMap<String, Found>,
@@ -26,10 +28,11 @@ pub(crate) struct Found {
     pub(crate) of: String,
 }
 
+/// So many of all.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Share {
-    pub(crate) caught: u64,
+    pub(crate) count: u64,
     pub(crate) total: u64,
     pub(crate) date: String,
 }

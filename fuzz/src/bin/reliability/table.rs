@@ -1,7 +1,7 @@
 //! The reliability table.
 
 use crate::state::{Counts, State};
-use crate::supplied::{Found, Supplied};
+use crate::supplied::{Found, Share, Supplied};
 use lucid_attention_fuzz::{TARGETS, Tally};
 use std::fmt::Write;
 
@@ -36,13 +36,13 @@ pub(crate) fn markdown(state: &State, supplied: &Supplied) -> String {
     let fewest =
         TARGETS.iter().map(|target| executions(supplied, target.name).map_or(0, |found| found.count)).min();
     row("libFuzzer executions, of the target with the fewest", number(fewest.unwrap_or(0)));
-    let mutants = supplied.mutants.as_ref();
-    row(
-        "seeded bugs caught",
-        mutants.map_or("not run".to_owned(), |found| {
-            format!("{} of {}, {}", found.caught, found.total, found.date)
-        }),
-    );
+    let share = |found: &Option<Share>| {
+        found.as_ref().map_or("not run".to_owned(), |Share { count, total, date }| {
+            format!("{count} of {total}, {date}")
+        })
+    };
+    row("invariants held (`tests/laws`)", share(&supplied.invariants));
+    row("seeded bugs caught (`.ci/mutants`)", share(&supplied.mutants));
     let reports = supplied
         .sanitizers
         .iter()
