@@ -85,7 +85,7 @@ pub(crate) fn pack_values<I: Isa, T: Element>(
 /// Widens stored values, as many as `out` holds.
 #[inline(always)]
 pub(crate) fn widen<I: Isa, T: Element>(isa: I, src: &[T], out: &mut [f32]) {
-    let (mut from, mut to) = (src.chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
+    let (mut from, mut to) = (src[..out.len()].chunks_exact(I::LANES), out.chunks_exact_mut(I::LANES));
     for (src, out) in from.by_ref().zip(to.by_ref()) {
         isa.store(T::load(isa, src), out);
     }

@@ -213,7 +213,7 @@ pub(super) fn widen_row<I: Isa, T: Element>(
 ) {
     let row = x.from(batch, head, token);
     match x.strides()[3] {
-        1 => widen(isa, &row[..out.len()], out),
+        1 => widen(isa, row, out),
         0 => out.fill(row.first().map_or(f32::NAN, |x| x.to_f32())),
         stride => out.iter_mut().zip(row.iter().step_by(stride)).for_each(|(out, x)| *out = x.to_f32()),
     }
