@@ -5,7 +5,7 @@ use crate::common::cases::*;
 use crate::common::guard::announce;
 use lucid_attention::{
     Element, Inputs, KeyPanels, Keys, Level, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged,
-    View, ViewMut,
+    ViewMut,
 };
 use std::collections::BTreeSet;
 use std::ops::Range;

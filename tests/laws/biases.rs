@@ -4,7 +4,6 @@ use crate::common::cases::*;
 use crate::common::guard::announce;
 use crate::poison::Attended;
 use crate::with_types;
-use half::{bf16, f16};
 use lucid_attention::{Element, ScoreStage};
 
 /// Ways to remove keys, and options that see scores too.
