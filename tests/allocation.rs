@@ -10,7 +10,8 @@ use half::{bf16, f16};
 use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{
     AttentionError, CancelToken, Element, Inputs, KeyPanels, Keys, KvCache, Mask, Metrics, MetricsOptions,
-    Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged, ScoreStage, Scores, View, ViewMut,
+    Outputs, Plan, PlanOptions, Problem, QueryStart, Ragged, ScoreStage, Scores, TopKey, TopKeys, View,
+    ViewMut, merge,
 };
 use numbers::numbers;
 
@@ -62,6 +63,7 @@ fn calls<Q: Element, T: Element>(threads: usize) {
         let mut out = vec![Q::default(); count(shapes[0])];
         let (mut lse, mut row_max) = (vec![0.0; batch * heads * q_len], vec![0.0; batch * heads * q_len]);
         let mut scores = vec![0.0; batch * kv_len];
+        let mut top = vec![TopKey::NONE; batch * 2 * 4];
         let options = MetricsOptions { top_k: Some(5), distance: true, ..MetricsOptions::SPECIFIED };
         let mut metrics = Metrics::new(options, heads, batch * heads * q_len).expect("memory");
         for (index, inputs) in kinds.iter().enumerate() {
@@ -70,10 +72,13 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             let mut call = || {
                 let shape = inputs.output_shape();
                 let scores = ViewMut::new(&mut scores, [batch, 1, 1, kv_len]).expect("sized to its shape");
+                let top = &mut top[..batch * 2 * 4];
+                let top = ViewMut::new(top, [batch, 2, 1, 4]).expect("sized to its shape");
                 let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("sized to its shape"))
                     .lse(&mut lse[..rows])
                     .row_max(&mut row_max[..rows])
                     .scores(Scores::new(ScoreStage::Softmax, scores).heads(&[1]).rows(&[0]))
+                    .top_keys(TopKeys::new(top).heads(&[0, 2]).rows(&[0]))
                     .metrics(&mut metrics);
                 plan.run(inputs, outputs, &mut workspace).expect("a valid call");
                 let out = ViewMut::new(&mut out, shape).expect("sized to its shape");
@@ -206,6 +211,14 @@ fn memory() {
     let view = View::new(&rows, [1, 2, 3, 8]).expect("sized to its shape");
     let counted = allocations(|| (0..10).for_each(|_| cache.append(view, view).expect("room")));
     assert_eq!(counted, 0, "appending keys and values");
+
+    let (mut out, other, mut lse) = ([0.5f32; 48], [0.25f32; 48], [1.0; 6]);
+    let counted = allocations(|| {
+        let out = ViewMut::new(&mut out, [1, 2, 3, 8]).expect("sized to its shape");
+        let other = View::new(&other, [1, 2, 3, 8]).expect("sized to its shape");
+        merge(out, &mut lse, other, &[0.5; 6]).expect("parts that fit");
+    });
+    assert_eq!(counted, 0, "merging");
 
     // Inside a worker; entering the pool from outside is rayon's, and may allocate now and then.
     #[cfg(feature = "rayon")]

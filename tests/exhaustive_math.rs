@@ -220,3 +220,24 @@ fn error_function() {
         limits: [1.135, 1.446],
     });
 }
+
+/// 1 at 0, and powers of two of all whole numbers, exactly: a weight of the largest logit is 1, and factors of equal maxima too.
+#[test]
+fn exact_points() {
+    let zeros = [0.0f32, -0.0];
+    let whole: Vec<f32> = (-149i16..=127).map(f32::from).collect();
+    let powers: Vec<f32> = whole.iter().map(|&n| f64::from(n).exp2() as f32).collect();
+    for level in Level::available() {
+        let of = |apply: Apply, x: &[f32]| {
+            let mut y = x.to_vec();
+            apply(level, &mut y).expect("an available level");
+            y
+        };
+        assert_eq!(of(math::exp, &zeros), [1.0, 1.0], "{level}: exp(0)");
+        assert_eq!(of(math::exp2, &zeros), [1.0, 1.0], "{level}: exp2(0)");
+        assert_eq!(of(math::exp2, &whole), powers, "{level}: exp2 of whole numbers");
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&of(math::tanh, &zeros)), bits(&zeros), "{level}: tanh(0)");
+        assert_eq!(bits(&of(math::erf, &zeros)), bits(&zeros), "{level}: erf(0)");
+    }
+}

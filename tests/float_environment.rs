@@ -8,6 +8,7 @@
 mod common;
 
 use common::cases::*;
+use common::engines::engines;
 use common::guard::announce;
 use lucid_attention::{Element, Inputs, KeyPanels, View, ViewMut, attention, math, merge};
 use std::arch::asm;
@@ -125,6 +126,24 @@ fn other_functions() {
                 }
             }
         });
+    }
+}
+
+/// Everything that computes, on the calling thread.
+#[test]
+fn everything_else() {
+    for level in levels() {
+        for engine in engines(level, 1) {
+            let _announced = announce(&(level, engine.name));
+            let expected = in_environment(DEFAULT, || (engine.call)());
+            in_environment(FLUSHING, || (engine.call)());
+            let got = in_environment(DEFAULT, || (engine.call)());
+            assert!(
+                got == expected,
+                "{level}, {}: a call that flushed subnormals left something",
+                engine.name
+            );
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 #![allow(missing_docs, reason = "names say what fields are")]
 
 pub mod cases;
+pub mod engines;
 pub mod guard;
 pub mod model;
+pub mod process;
 pub mod verify;

@@ -4,8 +4,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "rayon")]
+mod callers;
 mod layouts;
 mod pieces;
+#[cfg(feature = "rayon")]
+mod repeats;
 #[cfg(feature = "rayon")]
 mod threads;
 

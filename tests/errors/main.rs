@@ -13,6 +13,7 @@ mod hostile;
 mod levels;
 mod parts;
 mod plans;
+mod stacks;
 
 use asking::*;
 use common::cases::levels;

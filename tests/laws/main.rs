@@ -3,36 +3,45 @@
 //! The exact ones hold bit for bit, the others within roundings. Where the law is about ways of making the same call, it
 //! is in `tests/determinism`.
 //!
-//! | law | where |
-//! |---|---|
-//! | I1 rows sum to one, unit vectors recover probabilities | `algebra`, `tests/exact.rs` |
-//! | I2 shifts of a row's logits cancel | `algebra` |
-//! | I3 no key left: +0 and -inf | `limits` |
-//! | I4 removed keys never show | `poison`, fuzz target `masks` |
-//! | I5 NaN stays where it is attended | `poison` |
-//! | I6 later keys never show; a decode loop is a prefill | `poison`, `determinism/pieces` |
-//! | I8 parts merge to the whole | `algebra`, fuzz target `merge` |
-//! | I9 threads, pools, batches, pieces, repeats | `determinism/threads`, `determinism/pieces` |
-//! | I10 grouped heads are repeated heads | `determinism/layouts` |
-//! | I11 permutations of keys, queries, heads, batches | `algebra` |
-//! | I12 each key twice adds ln 2 | `algebra` |
-//! | I13 values scale and add | `algebra` |
-//! | I14 scale moves between queries and the factor; dimensions permute | `algebra` |
-//! | I15 outputs lie in the hull of their values | `algebra` |
-//! | I16 storage rounds once | `storage` |
-//! | I17 panels: appended, built at once, rows | `determinism/pieces`, fuzz target `decode` |
-//! | I18 layouts, offsets, what memory held before | `determinism/layouts`, `workspaces` |
-//! | I19 options at their limits are no options | `options` |
+//! E: every bit, B: within the certified bounds of both sides, everywhere at every level. Files without a directory are here,
+//! others in `tests`.
+//!
+//! | law | | where |
+//! |---|---|---|
+//! | I1 rows sum to one, unit vectors recover probabilities | B, E | `bounds`, `algebra`; `exact.rs` (`probabilities_are_those_of_the_output`) |
+//! | I2 shifts of a row's logits cancel | B | `bounds`, `algebra` |
+//! | I3 no key left: +0 and -inf | E | `limits` (`rows_without_keys`, `splits_without_keys`) |
+//! | I4 removed keys, values and biases never show, nor do gaps and slack | E | `poison`, `biases`; gaps and slack are NaN in every case; fuzz target `masks` |
+//! | I5 NaN stays where it is attended | E | `poison` |
+//! | I6 later keys never show; a decode loop is a prefill | E | `poison`; `determinism/pieces` (`a_growing_cache`, `any_pieces`) |
+//! | I7 a block mask is a dense one of the same pairs | E | `sparse/exactness`; `options` (everything allowed) |
+//! | I8 parts merge to the whole, in any order; nothing is the identity | B, E | `splits`, `bounds`, `algebra`; fuzz target `merge` |
+//! | I9 threads, pools, batches, pieces, repeats | E | `determinism/repeats`, `determinism/threads`, `determinism/callers`, `determinism/pieces` |
+//! | I10 grouped heads are repeated heads | E | `determinism/layouts` (`repeated_heads`) |
+//! | I11 keys in any order; queries, heads, batches | B, E | `bounds` (`any_order`), `algebra`; `determinism/pieces` (`any_company`) |
+//! | I12 repeated keys add the logarithm of how often | B | `bounds`, `algebra` |
+//! | I13 values scale by powers of two and add | E, B | `algebra`, `bounds` |
+//! | I14 scale moves between operands and the factor; dimensions permute | E, B | `algebra`, `bounds` |
+//! | I15 outputs lie in the hull of their values | B | `algebra`; every row without a bound (`certify`) |
+//! | I16 storage rounds once | E | `storage`; `exhaustive_storage.rs`; the bf16 tier, B: `bf16_dot.rs` |
+//! | I17 panels and caches: appended, built at once, rows | E | `determinism/pieces` (`any_history_of_panels`); `cache.rs`; fuzz target `decode` |
+//! | I18 layouts, offsets, what outputs and scratch held before | E | `determinism/layouts`, `workspaces`; outputs start as NaN in every case; `linear/purity`, `module/determinism` |
+//! | I19 options at their limits are no options | E, B | `options` |
+//! | I20 linear attention with the same features; equal values | B | `linear/definition`, `linear/algebra` |
+//! | I21 estimates of random features: unbiased, variances of the formulas | | `linear/kernels` |
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod algebra;
+mod biases;
+mod bounds;
 #[cfg(feature = "rayon")]
 mod estimates;
 mod limits;
 mod options;
 mod poison;
+mod splits;
 mod storage;
 mod workspaces;
 

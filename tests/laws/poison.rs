@@ -6,14 +6,14 @@ use crate::{cases, plain, with_types};
 use lucid_attention::{Element, Mask, View, reference};
 
 /// Which tokens of K each query row attends.
-struct Attended {
+pub(crate) struct Attended {
     /// `[batch, q_heads, q_len, kv_len]`.
     tokens: Vec<bool>,
     shape: [usize; 4],
 }
 
 impl Attended {
-    fn new<Q: Element, T: Element>(operands: &Operands<Q, T>) -> Self {
+    pub(crate) fn new<Q: Element, T: Element>(operands: &Operands<Q, T>) -> Self {
         let inputs = operands.inputs();
         let [batch, q_heads, q_len, _] = inputs.output_shape();
         let shape = [batch, q_heads, q_len, inputs.k().shape()[2]];
@@ -31,7 +31,7 @@ impl Attended {
     }
 
     /// Whether row `row` (of all) attends token `token` of batch `b` and KV head `g`.
-    fn at(&self, row: usize, [b, g, token]: [usize; 3], group: usize) -> bool {
+    pub(crate) fn at(&self, row: usize, [b, g, token]: [usize; 3], group: usize) -> bool {
         let [_, q_heads, q_len, kv_len] = self.shape;
         let same = row / q_len / q_heads == b && row / q_len % q_heads / group == g;
         same && self.tokens[row * kv_len + token]

@@ -3,7 +3,7 @@
 
 use crate::{assert_bits, lively_weights, module_at, numbers, tensor};
 use lucid_attention::module::*;
-use lucid_attention::{DType, Level, Mask, QueryStart, ScoreStage, Scores, ViewMut};
+use lucid_attention::{DType, Level, Mask, PlanOptions, QueryStart, ScoreStage, Scores, ViewMut};
 
 /// Large enough that projections, attention and norm are spread over threads.
 const DIM: usize = 256;
@@ -135,6 +135,37 @@ fn caches_and_workspaces() {
     other.forward_into(&inputs, ModuleOutputs::new(&mut got), &mut workspace).expect("a valid call");
     assert_bits(&got, &other.forward(&inputs).expect("a valid call"), "a used workspace");
     assert!(workspace.bytes() > 0);
+}
+
+/// Calls of NaN leave it everywhere in a workspace, and nowhere in the next call.
+#[test]
+fn a_workspace_full_of_nan() {
+    let weights = lively_weights(&config(), InputDims::all(64), 13);
+    let (nan, tokens) = (vec![f32::NAN; 200 * 64], numbers(70 * 64, 14));
+    for level in Level::available() {
+        let plan = PlanOptions { level: Some(level), ..PlanOptions::default() };
+        let policies = InputPolicies { not_finite: NotFinite::Propagate, ..InputPolicies::default() };
+        let options = ModuleOptions { plan, policies, ..ModuleOptions::default() };
+        let module = MultiHeadAttention::with_options(config(), &weights, options).expect("valid parts");
+        let mut workspace = ModuleWorkspace::new();
+        let mut call = |query: &[f32], keys: &[f32]| {
+            let mut got = vec![f32::NAN; query.len()];
+            let (query, keys) =
+                (tensor(query, &[query.len() / 64, 64]), tensor(keys, &[keys.len() / 64, 64]));
+            let inputs = ModuleInputs::new(query, keys, keys);
+            module.forward_into(&inputs, ModuleOutputs::new(&mut got), &mut workspace).expect("a valid call");
+            (got, module.forward(&inputs).expect("a valid call"))
+        };
+        for rows in [1, 3, 70] {
+            for of_nan in [&nan[..64], &nan] {
+                let (got, _) = call(of_nan, &nan);
+                assert!(got.iter().all(|x| x.is_nan()), "{level}: a call of NaN");
+            }
+            let (got, expected) = call(&tokens[..rows * 64], &tokens);
+            assert!(expected.iter().all(|x| x.is_finite()), "{level}: a call of numbers");
+            assert_bits(&got, &expected, &format!("{level}, {rows} rows after calls of NaN"));
+        }
+    }
 }
 
 #[test]

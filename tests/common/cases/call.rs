@@ -109,12 +109,14 @@ pub fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, ask: &Ask<'_>) -> 
     Results { out: out.gather(), lse: lse.to_vec(), row_max: row_max.to_vec(), scores }
 }
 
-fn filled<T: Copy>(shape: [usize; 4], strides: [usize; 4], place: Place, value: T) -> Operand<T> {
+/// One number everywhere, between the elements too.
+pub fn filled<T: Copy>(shape: [usize; 4], strides: [usize; 4], place: Place, value: T) -> Operand<T> {
     Operand::new(shape, strides, place, value, |_| value)
 }
 
-/// Asserts that nothing was written between the elements.
-fn assert_gaps<T: Element>(operand: &Operand<T>, what: &str) {
+/// Asserts that nothing was written between the elements, which is [`CANARY`] as long as that holds.
+#[track_caller]
+pub fn assert_gaps<T: Element>(operand: &Operand<T>, what: &str) {
     let canary = T::from_f32(CANARY).to_f32().to_bits();
     let mut inside = vec![false; operand.data.len()];
     for_each_index(operand.shape, |index| inside[offset(index, operand.strides)] = true);

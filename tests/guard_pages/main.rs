@@ -1,9 +1,15 @@
 //! What calls beside attention read and write, flush against inaccessible pages at either end: merging, caches, elementary
-//! functions, layers, and the lists that masks and options are made of. Attention's own operands and outputs lie so in every
-//! case of `tests/exact.rs`, at every size.
+//! functions, layers, linear and LSH attention, top keys, and the lists that masks and options are made of. Attention's own
+//! operands and outputs lie so in every case of `tests/exact.rs`, at every size.
 #![cfg(unix)]
 
+#[path = "../common/mod.rs"]
 mod common;
+
+mod gaps;
+mod linear;
+mod lsh;
+mod top_keys;
 
 use common::cases::*;
 use common::guard::announce;
@@ -48,6 +54,7 @@ fn elementary_functions() {
     }
 }
 
+/// At the detected level; [`merging_at_every_level`] has the others.
 #[test]
 fn merging() {
     fn merged<Q: Element>() {
@@ -73,6 +80,11 @@ fn merging() {
     merged::<f32>();
     merged::<f16>();
     merged::<bf16>();
+}
+
+#[test]
+fn merging_at_every_level() {
+    common::process::at_every_level(&["merging", "gaps::of_merged_rows"]);
 }
 
 /// Every dimension and every number of tokens up to more than a panel, appended at every offset modulo 16.
