@@ -75,7 +75,7 @@ fn times<T: Element>(level: Level, lengths: [usize; 2]) -> Vec<f64> {
     let mut workspace = plan.workspace().expect("memory");
     let mut out = vec![T::default(); HEADS * lengths[0] * DIM];
     let mut least = vec![f64::INFINITY; all.len()];
-    let [enough, most] = if level.is_fused() { [20, 400] } else { [5, 5] };
+    let [enough, most] = if level.is_fused() { [20, 400] } else { [20, 21] };
     for round in 0..most {
         for (least, operands) in least.iter_mut().zip(&all) {
             let view = |data, shape| View::new(data, shape).expect("sized to its shape");
@@ -94,7 +94,7 @@ fn times<T: Element>(level: Level, lengths: [usize; 2]) -> Vec<f64> {
 }
 
 fn stored_as<T: Element>(slow: &mut Vec<String>) {
-    for (name, lengths) in [("prefill", [96, 512]), ("decode", [1, 4096])] {
+    for (name, lengths) in [("prefill", [48, 256]), ("decode", [1, 2048])] {
         for level in levels() {
             let times = times::<T>(level, lengths);
             for (kind, time) in KINDS.iter().zip(&times[1..]) {
