@@ -134,7 +134,7 @@ fn options_three_at_a_time() {
 
 #[test]
 fn families_of_values() {
-    for (family, values) in VALUES.into_iter().enumerate() {
+    for (family, values) in VALUES.into_iter().chain(RARE_VALUES).enumerate() {
         for (index, types) in TYPES.into_iter().enumerate() {
             for (rule, rules) in Rules::FEW.into_iter().enumerate() {
                 let seed = (family * 54 + index * 6 + rule) as u64;

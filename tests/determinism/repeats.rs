@@ -50,7 +50,7 @@ fn bounds(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
 impl<T: Element> Company<T> {
     fn new(seed: u64, sequences: &[Operands<T, T>]) -> Self {
         let rng = &mut Rng::new(seed);
-        let (ragged, count) = (seed % 2 == 0, rng.pick(&[1, 2, 7, 32]));
+        let (ragged, count) = (seed.is_multiple_of(2), rng.pick(&[1, 2, 7, 32]));
         let (mut chosen, mut pairs) = (Vec::new(), 0);
         while chosen.len() < count && pairs < 30_000 {
             let sequence = rng.between(0..=LENGTHS.len() - 1);

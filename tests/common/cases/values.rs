@@ -26,6 +26,14 @@ pub enum Values {
     Huge,
     /// Logits that overflow `f32` (if not stored as f16).
     Overflow,
+    /// Logits down to some 115 below the largest: weights that are subnormal, or 0.
+    Underflow,
+    /// One dimension in 16 is 1000 times as large, as in trained models.
+    Outliers,
+    /// Zeros of both signs among queries, keys and values.
+    Zeros,
+    /// The same value everywhere.
+    Constant,
 }
 
 /// Every family, the first two the well-conditioned ones.
@@ -43,6 +51,9 @@ pub const VALUES: [Values; 12] = [
     Values::Huge,
     Values::Overflow,
 ];
+
+/// Families beside those that random cases draw from.
+pub const RARE_VALUES: [Values; 4] = [Values::Underflow, Values::Outliers, Values::Zeros, Values::Constant];
 
 /// The numbers of a family.
 pub(super) struct Numbers<'a> {
@@ -63,6 +74,8 @@ pub(super) struct KeyNumbers<'a> {
 impl Numbers<'_> {
     pub(super) fn q(&self, rng: &mut Rng) -> f32 {
         match self.case.values {
+            Values::Underflow => 1.0,
+            Values::Zeros => zero(rng),
             Values::Spread(spread) => rng.normal() * spread,
             Values::Increasing | Values::Decreasing => 1.0 + 0.01 * rng.normal(),
             Values::Subnormal if self.q == F16 => rng.normal() * 1e-4,
@@ -81,6 +94,9 @@ impl Numbers<'_> {
     pub(super) fn v(&self, rng: &mut Rng, t: usize, d: usize) -> f32 {
         let largest = if self.kv == F16 { 65504.0 } else { 3.3e38 };
         match self.case.values {
+            Values::Zeros => zero(rng),
+            Values::Constant => -1.1,
+            Values::Outliers if d % 16 == 3 => rng.normal() * 1000.0,
             Values::Ties => rng.uniform().abs() + 0.5,
             Values::OneHot => f32::from(u8::from(d == t % self.case.v_dim)),
             Values::Cancelling => (if t.is_multiple_of(2) { 1000.0 } else { -1000.0 }) + rng.normal(),
@@ -92,11 +108,20 @@ impl Numbers<'_> {
     }
 }
 
+/// +0, -0, or now and then another number.
+fn zero(rng: &mut Rng) -> f32 {
+    rng.pick(&[0.0, -0.0, 0.0, -0.0, 1.0, -0.5])
+}
+
 impl KeyNumbers<'_> {
     pub(super) fn next(&mut self, rng: &mut Rng, t: usize, d: usize) -> f32 {
         let Numbers { case, kv, .. } = *self.numbers;
         let step = t as f32 * (1.0 / 8.0);
         match case.values {
+            // Times the default scale, all dimensions make up for the root of their number.
+            Values::Underflow => -((t * 37 % 116) as f32) / (case.head_dim as f32).sqrt(),
+            Values::Zeros => zero(rng),
+            Values::Outliers if d % 16 == 3 => rng.normal() * 1000.0,
             Values::Ties => self.pattern[t % 2 * case.head_dim + d],
             Values::Equal => self.pattern[d],
             Values::OneHot => 8.0 * f32::from(u8::from(d == t % case.head_dim)),
