@@ -45,7 +45,7 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{Ahead, ask_for_part};
+use crate::kernel::prefetch::{Ahead, Share};
 use crate::kernel::product::Dot;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
 use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
@@ -171,17 +171,16 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         visit: &Visit,
-        part: [usize; 3],
+        share: Share,
     ) {
         if !source.whole {
             return;
         }
+        let PairOperands { keys, values, .. } = &operands.pairs;
         for panel in visit.columns.panels() {
             let first = visit.tile.start + panel * PANEL;
-            let (keys, values) = (first * source.dims, first / 2 * source.v_stride);
-            let PairOperands { keys: all_keys, values: all_values, .. } = &operands.pairs;
-            ask_for_part(isa, all_keys, keys..keys + PANEL * source.dims, part);
-            ask_for_part(isa, all_values, values..values + PANEL / 2 * source.v_stride, part);
+            share.ask(isa, keys, first * source.dims, PANEL * source.dims);
+            share.ask(isa, values, first / 2 * source.v_stride, PANEL / 2 * source.v_stride);
         }
     }
 

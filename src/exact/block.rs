@@ -40,6 +40,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::{merge_row, scale_row};
+use crate::kernel::prefetch::Share;
 use crate::mask::{MaskRow, TILE};
 use crate::softmax::{Partial, RowState};
 use std::ops::Range;
@@ -252,7 +253,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let group = next..next + if lists { group_within_blocks(&rows[next..]) } else { most };
         next = group.end;
         if let Some(ahead) = ahead {
-            E::ask_for_tile(isa, source, operands, ahead, [group.start, group.end, rows.len()]);
+            let share = Share { start: group.start, end: group.end, of: rows.len() };
+            E::ask_for_tile(isa, source, operands, ahead, share);
         }
         let rows = &mut rows[group.clone()];
         let shape = if whole {

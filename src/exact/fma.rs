@@ -10,7 +10,7 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
-use crate::kernel::prefetch::{Ahead, ask_for_part, ask_for_rows};
+use crate::kernel::prefetch::{Ahead, Share};
 use crate::kernel::product::Fma;
 use crate::kernel::rows_const;
 use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
@@ -138,22 +138,22 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &Operands,
         visit: &Visit,
-        part: [usize; 3],
+        share: Share,
     ) {
         let ValueRows { data, stride, v_dim, .. } = source.values;
+        let head_dim = source.head_dim;
         for panel in visit.columns.panels() {
             let first = visit.tile.start + panel * PANEL;
-            let keys = first * source.head_dim..(first + PANEL) * source.head_dim;
             match source.keys {
-                KeySource::Panels(panels) => ask_for_part(isa, panels, keys, part),
+                KeySource::Panels(panels) => share.ask(isa, panels, first * head_dim, PANEL * head_dim),
                 KeySource::Packed | KeySource::PackedLater(_) => {
-                    ask_for_part(isa, &operands.panels, keys, part);
+                    share.ask(isa, &operands.panels, first * head_dim, PANEL * head_dim);
                 }
                 KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
-                    ask_for_rows(isa, rows.data, [first, PANEL], [rows.stride, source.head_dim], part);
+                    share.ask_rows(isa, rows.data, first, [rows.stride, head_dim]);
                 }
             }
-            ask_for_rows(isa, data, [first, PANEL], [stride, v_dim], part);
+            share.ask_rows(isa, data, first, [stride, v_dim]);
         }
     }
 

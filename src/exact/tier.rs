@@ -17,6 +17,7 @@ use super::workspace::Operands;
 use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
+use crate::kernel::prefetch::Share;
 use crate::kernel::score::KeyRows;
 use std::ops::Range;
 
@@ -75,13 +76,13 @@ pub(crate) trait Tier<I: Isa> {
         columns: Columns,
     );
 
-    /// Asks for a part of what a tile's columns hold, which are visited next: as much as the rows `first..end` are of all.
+    /// Asks for a share of what the columns of the tile hold that is visited next.
     fn ask_for_tile<T: Element>(
         isa: I,
         source: &Self::Source<'_, T>,
         operands: &Operands,
         visit: &Visit,
-        part: [usize; 3],
+        share: Share,
     );
 
     /// Scaled dot products of the block's rows `group` (at most [`MAX_ROWS`](crate::kernel::MAX_ROWS)) with a tile's
