@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Each round times a call of normal numbers and then the same call of subnormal ones; what is printed is the median of the
-//! quotients. Where multiply-adds are fused it is to be at most 1.25, and `--check` fails (with one retry) where it is not.
+//! quotients, on one thread. Where multiply-adds are fused it is to be at most 1.25, and `--check` fails where four tries say more.
 //! The portable level rounds each product by itself, and where products are subnormal some CPUs take longer for it.
 
 #[path = "common/mod.rs"]
@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 /// The most that subnormal numbers may take, relative to normal ones, where multiply-adds are fused.
 const MOST: f64 = 1.25;
+/// Measurements before that is believed.
+const TRIES: usize = 4;
 const HEADS: usize = 2;
 const DIM: usize = 64;
 
@@ -30,21 +32,31 @@ enum Kind {
     Queries,
     Keys,
     Values,
-    /// Queries, keys and values, and therefore all products.
+    /// Queries, keys and values.
     Everything,
+    /// Products of queries and keys, of numbers that are normal; in f16 there are none so small.
+    Products,
     /// Half of all weights: their logits are 94 below the others'.
     Weights,
 }
 
-const KINDS: [Kind; 5] = [Kind::Queries, Kind::Keys, Kind::Values, Kind::Everything, Kind::Weights];
+const KINDS: [Kind; 6] =
+    [Kind::Queries, Kind::Keys, Kind::Values, Kind::Everything, Kind::Products, Kind::Weights];
 const CALLS: [(&str, [usize; 2]); 2] = [("prefill", [96, 512]), ("decode", [1, 4096])];
 
 /// Queries, keys and values, `[1, HEADS, tokens, DIM]`.
 fn operands<T: Element>(kind: Kind, [q_len, kv_len]: [usize; 2]) -> [Vec<T>; 3] {
-    let smallest = if T::from_f32(1e-39).to_f32() == 0.0 { 3e-5 } else { 1e-39 };
+    // Those of f16 are normal numbers once they are loaded.
+    let is_f16 = T::from_f32(1e-39).to_f32() == 0.0;
+    let smallest = if is_f16 { 3e-5 } else { 1e-39 };
     let mut uniform = Uniform::new();
     let mut of = |tokens: usize, own: Kind| -> Vec<T> {
-        let factor = if kind == own || kind == Kind::Everything { smallest } else { 1.0 };
+        let factor = match kind {
+            Kind::Everything => smallest,
+            Kind::Products if own != Kind::Values && !is_f16 => 1e-20,
+            kind if kind == own => smallest,
+            _ => 1.0,
+        };
         let values: Vec<f32> = uniform.values(HEADS * tokens * DIM);
         values.into_iter().map(|x| T::from_f32(x * factor)).collect()
     };
@@ -92,12 +104,17 @@ fn stored_as<T: Element>(options: &Options) -> usize {
                 if !options.wants(&id) {
                     continue;
                 }
-                let measure = || ratio::<T>(kind, lengths, level, options.rounds);
-                let first = measure();
-                let beyond = level.is_fused() && first > MOST;
-                let ratio = if beyond { first.min(measure()) } else { first };
+                let beyond = |ratio: f64| level.is_fused() && ratio > MOST;
+                let mut tries =
+                    std::iter::repeat_with(|| ratio::<T>(kind, lengths, level, options.rounds)).take(TRIES);
+                // One that is within counts: what else the machine did made others slower.
+                let least = tries.try_fold(f64::INFINITY, |least, ratio| {
+                    let least = least.min(ratio);
+                    if beyond(least) { Ok(least) } else { Err(least) }
+                });
+                let (Ok(ratio) | Err(ratio)) = least;
                 println!("{id:<32} {ratio:>6.2}");
-                slow += usize::from(level.is_fused() && ratio > MOST);
+                slow += usize::from(beyond(ratio));
             }
         }
     }

@@ -15,8 +15,9 @@ use std::time::Instant;
 
 /// Stops the calls it is given to ([`Inputs::cancel`](crate::Inputs::cancel)). Clones are the same token.
 ///
-/// A call looks at it once per tile (up to 96 rows of a head and 256 keys, some 150 us at 128 dimensions) and then returns
-/// [`AttentionError::Cancelled`](crate::AttentionError::Cancelled). A stopped token stays stopped.
+/// Attention looks at it once per tile (up to 96 rows of a head and 256 keys, some 150 us at 128 dimensions) and then returns
+/// [`AttentionError::Cancelled`](crate::AttentionError::Cancelled). A stopped token stays stopped. A layer
+/// ([`ModuleInputs::cancel`](crate::module::ModuleInputs::cancel)) looks in attention, and before and after it.
 ///
 /// ```
 /// use lucid_attention::{AttentionError, CancelToken, Inputs, View, attention};

@@ -183,10 +183,9 @@ pub enum AttentionError {
     },
     /// The call's token ([`Inputs::cancel`](crate::Inputs::cancel)) stopped it: the one error after work began. Output, LSE and
     /// row maximum of the rows that are complete ([`Workspace::is_complete`](crate::Workspace::is_complete)) are what they
-    /// would have been; all else that the call writes is unspecified, but for the totals of metrics, which are as before.
-    #[error(
-        "cancel: stopped with {complete} of {rows} query rows complete, which Workspace::is_complete tells"
-    )]
+    /// would have been; all else that the call writes is unspecified, but for the totals of metrics, which are as before. A
+    /// layer's call ([`ModuleInputs::cancel`](crate::module::ModuleInputs::cancel)) has no row complete, and its output is as it was.
+    #[error("cancel: stopped with {complete} of {rows} query rows complete")]
     Cancelled {
         /// Query rows that are complete, of all heads and sequences.
         complete: usize,

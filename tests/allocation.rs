@@ -72,8 +72,8 @@ fn calls<Q: Element, T: Element>(threads: usize) {
             let mut call = || {
                 let shape = inputs.output_shape();
                 let scores = ViewMut::new(&mut scores, [batch, 1, 1, kv_len]).expect("sized to its shape");
-                let top = &mut top[..batch * 2 * 4];
-                let top = ViewMut::new(top, [batch, 2, 1, 4]).expect("sized to its shape");
+                let top =
+                    ViewMut::new(&mut top[..batch * 2 * 4], [batch, 2, 1, 4]).expect("sized to its shape");
                 let outputs = Outputs::new(ViewMut::new(&mut out, shape).expect("sized to its shape"))
                     .lse(&mut lse[..rows])
                     .row_max(&mut row_max[..rows])

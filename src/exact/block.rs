@@ -245,8 +245,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
     E::enter_tile(isa, source, operands, tile, visit.columns);
-    // What lies scattered is asked for while another tile is worked on; else the hardware, or the kernel, asks.
-    let ahead = next_visit.filter(|_| lists);
+    // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
+    let ahead = next_visit.filter(|_| lists && rows.len() > MAX_ROWS);
     let mut next = 0;
     while next < rows.len() {
         let most = MAX_ROWS.min(rows.len() - next);

@@ -67,7 +67,7 @@ impl Visits {
     #[inline(always)]
     fn tile<T: Element>(&self, call: &Call<'_, T>, key: usize) -> Option<Range<usize>> {
         let start = key / call.order.tile * call.order.tile;
-        (key < self.end).then(|| start..self.end.min(start + call.order.tile))
+        (key < self.end).then(|| start..self.end.min(start.saturating_add(call.order.tile)))
     }
 
     #[inline(never)]

@@ -186,7 +186,7 @@ impl Share {
     pub(crate) fn ask_rows<I: Isa, T>(self, isa: I, data: &[T], first: usize, [stride, len]: [usize; 2]) {
         let whole = Share { start: 0, end: 1, of: 1 };
         for row in self.of(PANEL) {
-            whole.ask(isa, data, (first + row).wrapping_mul(stride), len);
+            whole.ask(isa, data, first.wrapping_add(row).wrapping_mul(stride), len);
         }
     }
 }

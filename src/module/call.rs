@@ -108,8 +108,8 @@ impl<'a> ModuleInputs<'a> {
         self
     }
 
-    /// Stops the call when the token is stopped: it is asked before and after attention, and within it as
-    /// [`Inputs::cancel`](crate::Inputs::cancel) says, but not while projections run. The error is
+    /// Stops the call when the token is stopped: it is asked when the call begins, in attention as
+    /// [`Inputs::cancel`](crate::Inputs::cancel) says, and after it, but not while projections run. The error is
     /// [`AttentionError::Cancelled`](crate::AttentionError::Cancelled) with no row complete; `out` is as it was, the call counts
     /// in no metrics and no repairs, and what else it was to write is unspecified.
     pub fn cancel(mut self, token: &'a CancelToken) -> Self {

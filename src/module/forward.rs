@@ -248,7 +248,7 @@ impl MultiHeadAttention {
     /// # Errors
     /// Inputs that the policies refuse; tensors, masks, biases and outputs that fit neither the module nor each other; or
     /// memory cannot be had. Nothing is written and no repair is counted then. Or the call was stopped
-    /// ([`ModuleInputs::cancel`]).
+    /// ([`ModuleInputs::cancel`]): `out` is as it was, and nothing is counted, but scores and top keys may have been written.
     pub fn forward_into(
         &self,
         inputs: &ModuleInputs<'_>,

@@ -1,4 +1,4 @@
-//! A call of everything that computes, each on its own operands: what tests of surroundings (stacks, pools, callers side by
+//! A call of each engine, each on its own operands: what tests of surroundings (stacks, pools, callers side by
 //! side, floating-point environments) make.
 
 use super::cases::*;

@@ -25,7 +25,7 @@ fn names_of_levels() {
 fn a_forced_level_that_is_none() {
     let unavailable = Level::ALL.into_iter().filter(|level| !level.is_available()).map(Level::name);
     for name in ["sse9", ""].into_iter().chain(unavailable) {
-        let child = std::process::Command::new(std::env::current_exe().unwrap())
+        let child = crate::common::process::this_program()
             .args(["--exact", "levels::forced_level", "--ignored"])
             .env("LUCID_LEVEL", name)
             .output()

@@ -78,8 +78,8 @@ impl Lsh {
         let keys = [batch, heads, orders.slots(), dim];
         let inputs = Inputs::new(View::new(&q, keys)?, View::new(&k, keys)?, View::new(&v, shape)?);
         let inputs = inputs.scale(self.scale).mask(Mask::NONE.blocks(&blocks));
-        let mut sorted = AlignedBuf::zeroed(GATHERED, size(shape)?)?;
-        let mut sorted_lse = AlignedBuf::zeroed(GATHERED, size([units, orders.slots()])?)?;
+        let mut sorted = AlignedBuf::zeroed(SORTED, size(shape)?)?;
+        let mut sorted_lse = AlignedBuf::zeroed(SORTED, size([units, orders.slots()])?)?;
         let options =
             PlanOptions { level: Some(level), max_threads: self.max_threads, ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
@@ -90,8 +90,8 @@ impl Lsh {
     }
 }
 
-/// What errors call tokens in the order of their slots.
-const GATHERED: &str = "sorted tokens of LSH attention";
+/// What errors call tokens, and what comes of them, in the order of their slots.
+const SORTED: &str = "operands and results of LSH attention, sorted";
 
 /// Rows that are brought back, and merged, together.
 const MERGED_ROWS: usize = 64;
@@ -160,7 +160,7 @@ fn gather<T: Element>(
 ) -> Result<AlignedBuf<f32>, AttentionError> {
     let dim = view.shape()[3];
     let slots = orders.token_at.len();
-    let mut gathered = AlignedBuf::zeroed(GATHERED, size([slots, dim])?)?;
+    let mut gathered = AlignedBuf::zeroed(SORTED, size([slots, dim])?)?;
     let mut left = &mut gathered[..];
     let parts = parts(slots).map(|slots| (piece(&mut left, slots.len() * dim), slots));
     let workers = workers(threads, (slots * dim) as f64 / 2.0);
@@ -202,7 +202,7 @@ fn normalised(
     epsilon: f32,
     threads: usize,
 ) -> Result<AlignedBuf<f32>, AttentionError> {
-    let mut keys = AlignedBuf::zeroed(GATHERED, rows.len())?;
+    let mut keys = AlignedBuf::zeroed(SORTED, rows.len())?;
     let mut left = &mut keys[..];
     let parts = parts(rows.len().checked_div(dim).unwrap_or(0))
         .map(|keys| (piece(&mut left, keys.len() * dim), keys));

@@ -243,7 +243,7 @@ mod tests {
             let scores: Vec<f32> = (0..1 + case % 21)
                 .map(|_| {
                     state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-                    special[(state >> 33) as usize % (3 + case % (special.len() - 2))]
+                    special[(state >> 33) as usize % (3 + case / 21 % (special.len() - 2))]
                 })
                 .collect();
             assert_eq!(nearest(&scores), one_by_one(&scores), "{scores:?}");

@@ -32,11 +32,11 @@ pub enum Values {
     Outliers,
     /// Zeros of both signs among queries, keys and values.
     Zeros,
-    /// The same value everywhere.
+    /// Keys as they come, the same value everywhere.
     Constant,
 }
 
-/// Every family, the first two the well-conditioned ones.
+/// The families that every test of values goes through, the first two the well-conditioned ones.
 pub const VALUES: [Values; 12] = [
     Values::Spread(1.0),
     Values::Spread(30.0),

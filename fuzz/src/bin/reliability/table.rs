@@ -41,7 +41,7 @@ pub(crate) fn markdown(state: &State, supplied: &Supplied) -> String {
             format!("{count} of {total}, {date}")
         })
     };
-    row("invariants held (`tests/laws`)", share(&supplied.invariants));
+    row("invariants with tests that pass (`tests/laws/main.rs` lists them)", share(&supplied.invariants));
     row("seeded bugs caught (`.ci/mutants`)", share(&supplied.mutants));
     let reports = supplied
         .sanitizers
