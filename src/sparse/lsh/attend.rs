@@ -16,7 +16,6 @@ use crate::outputs::Outputs;
 use crate::parallel::{for_each_part, for_each_part_with};
 use crate::plan::{Plan, PlanOptions};
 use crate::problem::Problem;
-use crate::scratch::AlignedBuf;
 use crate::view::{View, ViewMut};
 use std::ops::Range;
 
@@ -78,8 +77,8 @@ impl Lsh {
         let keys = [batch, heads, orders.slots(), dim];
         let inputs = Inputs::new(View::new(&q, keys)?, View::new(&k, keys)?, View::new(&v, shape)?);
         let inputs = inputs.scale(self.scale).mask(Mask::NONE.blocks(&blocks));
-        let mut sorted = AlignedBuf::zeroed(SORTED, size(shape)?)?;
-        let mut sorted_lse = AlignedBuf::zeroed(SORTED, size([units, orders.slots()])?)?;
+        let mut sorted = filled(size(shape)?, 0.0)?;
+        let mut sorted_lse = filled(size([units, orders.slots()])?, 0.0)?;
         let options =
             PlanOptions { level: Some(level), max_threads: self.max_threads, ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
@@ -89,9 +88,6 @@ impl Lsh {
         merge_rounds(orders, (&sorted, &sorted_lse), v_dim, (level, threads))
     }
 }
-
-/// What errors call tokens, and what comes of them, in the order of their slots.
-const SORTED: &str = "operands and results of LSH attention, sorted";
 
 /// Rows that are brought back, and merged, together.
 const MERGED_ROWS: usize = 64;
@@ -157,10 +153,10 @@ fn gather<T: Element>(
     view: View<'_, T>,
     orders: &Orders,
     (level, threads): (Level, usize),
-) -> Result<AlignedBuf<f32>, AttentionError> {
+) -> Result<Vec<f32>, AttentionError> {
     let dim = view.shape()[3];
     let slots = orders.token_at.len();
-    let mut gathered = AlignedBuf::zeroed(SORTED, size([slots, dim])?)?;
+    let mut gathered = filled(size([slots, dim])?, 0.0)?;
     let mut left = &mut gathered[..];
     let parts = parts(slots).map(|slots| (piece(&mut left, slots.len() * dim), slots));
     let workers = workers(threads, (slots * dim) as f64 / 2.0);
@@ -196,13 +192,8 @@ impl<T: Element> Kernel for Gather<'_, T> {
 }
 
 /// Keys `k / sqrt(|k|^2 + dim * epsilon)`; zeros stay.
-fn normalised(
-    rows: &[f32],
-    dim: usize,
-    epsilon: f32,
-    threads: usize,
-) -> Result<AlignedBuf<f32>, AttentionError> {
-    let mut keys = AlignedBuf::zeroed(SORTED, rows.len())?;
+fn normalised(rows: &[f32], dim: usize, epsilon: f32, threads: usize) -> Result<Vec<f32>, AttentionError> {
+    let mut keys = filled(rows.len(), 0.0)?;
     let mut left = &mut keys[..];
     let parts = parts(rows.len().checked_div(dim).unwrap_or(0))
         .map(|keys| (piece(&mut left, keys.len() * dim), keys));

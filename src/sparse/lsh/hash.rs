@@ -189,16 +189,23 @@ impl<T: Element> Kernel for Hash<'_, T> {
 #[inline(always)]
 fn nearest(scores: &[f32]) -> u32 {
     // Lanes are compared side by side, and the place looked for afterwards.
+    let (eights, rest) = scores.as_chunks::<8>();
     let (mut largest, mut smallest) = ([f32::NEG_INFINITY; 8], [f32::INFINITY; 8]);
-    for scores in scores.chunks(8) {
-        for ((largest, smallest), &score) in largest.iter_mut().zip(&mut smallest).zip(scores) {
-            *largest = if score > *largest { score } else { *largest };
-            *smallest = if score < *smallest { score } else { *smallest };
-        }
+    let mut compare = |lane: usize, score: f32| {
+        largest[lane] = if score > largest[lane] { score } else { largest[lane] };
+        smallest[lane] = if score < smallest[lane] { score } else { smallest[lane] };
+    };
+    for eight in eights {
+        (0..8).for_each(|lane| compare(lane, eight[lane]));
     }
+    rest.iter().enumerate().for_each(|(lane, &score)| compare(lane, score));
     let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let smallest = smallest.into_iter().fold(f32::INFINITY, f32::min);
-    let first = |value| scores.iter().position(|&score| score == value).unwrap_or(0);
+    let first = |value: f32| {
+        let has = |eight: &[f32; 8]| eight.iter().fold(false, |has, &score| has | (score == value));
+        let whole = eights.iter().position(has).unwrap_or(eights.len()) * 8;
+        scores[whole..].iter().position(|&score| score == value).map_or(0, |place| whole + place)
+    };
     let opposite = -smallest > largest;
     (if opposite { scores.len() + first(smallest) } else { first(largest) }) as u32
 }
