@@ -137,7 +137,7 @@ fn call(
             inputs.log_decay(LogDecay::PerToken(View::new(&per_token, shape).expect("sized to it")))
         }
     };
-    let bad = !(decay <= 0.0 && decay.is_finite());
+    let bad = decay.is_nan() || decay > 0.0; // -inf is a gate that is shut
     // Of each sequence only the keys there are count.
     let some_token = lens.as_ref().map_or(batch * kv_len, |lens| lens.iter().sum()) * kv_heads > 0;
     let bad_decay = match kind {
