@@ -11,7 +11,7 @@ use super::call::Call;
 use super::columns::Columns;
 use super::measure::{Measured, weigh_measured};
 use super::tier::Runs;
-use super::visit::{TileBlocks, Visit, visit_the_same};
+use super::visit::{TileBlocks, Visit, columns_of, visit_the_same};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::kernel::MAX_ROWS;
@@ -136,7 +136,7 @@ impl GroupShape {
         let tile = &visit.tile;
         let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
         for row in rows {
-            let own = columns_of(row, tile);
+            let own = columns_of(&row.keys, tile);
             all = all.start.max(own.start)..all.end.min(own.end);
             if !own.is_empty() {
                 some = some.start.min(own.start)..some.end.max(own.end);
@@ -224,7 +224,7 @@ fn full_blocks<T: Element>(
 #[inline(never)]
 pub(crate) fn row_bits<T: Element>(call: &Call<'_, T>, row: &BlockRow, tile: &Range<usize>) -> TileBits {
     let mut bits = TileBits::default();
-    set_range(&mut bits, columns_of(row, tile));
+    set_range(&mut bits, columns_of(&row.keys, tile));
     call.mask.tile_bits(row.mask, tile.start, tile.len(), &mut bits);
     bits
 }
@@ -245,13 +245,6 @@ fn interval_in(bits: &TileBits, within: &Range<usize>) -> Range<usize> {
     intersect(&mut inside, bits);
     let count: u32 = inside.iter().map(|word| word.count_ones()).sum();
     hull_of(&inside).filter(|hull| hull.len() == count as usize).unwrap_or(0..0)
-}
-
-/// A row's interval in a tile's columns.
-#[inline(always)]
-fn columns_of(row: &BlockRow, tile: &Range<usize>) -> Range<usize> {
-    let clamp = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
-    clamp(row.keys.start)..clamp(row.keys.end)
 }
 
 /// Which columns of a tile a row may attend.
@@ -303,7 +296,7 @@ pub(crate) fn shape_row<I: Isa, T: Element>(
     }
     let (has_bits, has_bias) = (call.mask.has_bits(), call.rules.has_bias());
     if !has_bits {
-        let own = columns_of(row, tile);
+        let own = columns_of(&row.keys, tile);
         if !has_bias && mutant!("ragged-edge-attended", columns.are_all_of(&own), true) {
             return Visible::All;
         }

@@ -41,11 +41,9 @@ pub(crate) struct TileBlocks {
 impl Visits {
     /// For rows that attend nothing at or beyond `end`.
     pub(super) fn new<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], end: usize) -> Self {
-        let alike = || {
-            call.mask.only_blocks()?;
-            visit_the_same(rows).then(|| Some((rows.first()?.mask, hull(rows, &EVERYWHERE)?)))?
-        };
-        Self { end, alike: alike() }
+        let same = call.mask.only_blocks().is_some() && visit_the_same(rows);
+        let keys = if same { hull(rows, &EVERYWHERE) } else { None };
+        Self { end, alike: keys.map(|keys| (rows[0].mask, keys)) }
     }
 
     /// The next tile, from a key on.
@@ -108,12 +106,18 @@ impl TileBlocks {
 
     /// Those of a tile that are among some keys.
     fn within(&self, keys: &Range<usize>, tile: &Range<usize>) -> TileBits {
-        let column = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
         let mut bits = TileBits::default();
-        set_range(&mut bits, column(keys.start)..column(keys.end));
+        set_range(&mut bits, columns_of(keys, tile));
         intersect(&mut bits, &self.bits);
         bits
     }
+}
+
+/// An interval of keys in a tile's columns.
+#[inline(always)]
+pub(super) fn columns_of(keys: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
+    let clamp = |key: usize| key.clamp(tile.start, tile.end) - tile.start;
+    clamp(keys.start)..clamp(keys.end)
 }
 
 /// Whether some rows visit the same blocks.

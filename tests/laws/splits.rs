@@ -9,7 +9,7 @@ use crate::bounds::certified;
 use crate::common::cases::*;
 use crate::common::guard::announce;
 use crate::common::process::at_every_level;
-use lucid_attention::{Level, View, ViewMut, merge};
+use lucid_attention::{Inputs, Level, View, ViewMut, merge};
 
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
@@ -74,24 +74,49 @@ fn assert_joint(got: &Results<f32>, parts: &[Results<f32>], v_dim: usize, merges
     }
 }
 
+fn cases() -> [Case; 2] {
+    let of = |kv_len| Case { seed: 9, heads: [2, 1], q_len: 3, kv_len, v_dim: 11, ..Case::default() };
+    [40, 37].map(|kv_len| of(kv_len).possible())
+}
+
+/// Calls of so many keys each.
+fn in_parts(
+    operands: &Operands<f32, f32>,
+    kv_len: usize,
+    size: usize,
+) -> impl Iterator<Item = Inputs<'_, f32, f32>> {
+    (0..kv_len).step_by(size).map(move |first| {
+        let keys = first..kv_len.min(first + size);
+        let (k, v) = (slice(&operands.k, keys.clone()), slice(&operands.v, keys));
+        operands.inputs_with(operands.q.view(), k, v)
+    })
+}
+
+#[test]
+fn parts_are_certified() {
+    for case in cases() {
+        let _announced = announce(&case);
+        let operands = case.operands::<f32, f32>(Place::Heap);
+        for size in 1..=case.kv_len {
+            for part in in_parts(&operands, case.kv_len, size) {
+                certified(&part, &format!("a part of {size} keys"));
+            }
+        }
+    }
+}
+
 /// `merge` takes no level: this runs at the detected one, [`at_levels`] has the others.
 #[test]
 fn parts_of_every_size() {
     let level = Level::detect().expect("a level");
-    for kv_len in [40, 37] {
-        let case = Case { seed: 9, heads: [2, 1], q_len: 3, kv_len, v_dim: 11, ..Case::default() };
+    for case in cases() {
+        let kv_len = case.kv_len;
         let _announced = announce(&case);
-        let operands = case.possible().operands::<f32, f32>(Place::Heap);
+        let operands = case.operands::<f32, f32>(Place::Heap);
         let shape = operands.inputs().output_shape();
         for size in 1..=kv_len {
-            let part = |first: usize| {
-                let keys = first..kv_len.min(first + size);
-                let (k, v) = (slice(&operands.k, keys.clone()), slice(&operands.v, keys));
-                let inputs = operands.inputs_with(operands.q.view(), k, v);
-                certified(&inputs, &format!("keys from {first}, {size} of them"));
-                run(&inputs, &Ask::all(level))
-            };
-            let parts: Vec<_> = (0..kv_len).step_by(size).map(part).collect();
+            let parts: Vec<_> =
+                in_parts(&operands, kv_len, size).map(|part| run(&part, &Ask::all(level))).collect();
             let what = |order: &str| format!("{level}, {kv_len} keys in parts of {size}, {order}");
             let (merges, v_dim) = (parts.len() - 1, case.v_dim);
             let got = in_turn(shape, parts.iter());
