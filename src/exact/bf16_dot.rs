@@ -45,11 +45,11 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{Ahead, Share};
-use crate::kernel::product::Dot;
-use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels};
-use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
-use crate::kernel::{load_padded, rows_const};
+use crate::kernel::group::{Accumulate, ScorePanels};
+use crate::kernel::prefetch::Share;
+use crate::kernel::score::{KeyRows, ScoreRows};
+use crate::kernel::value::{ValueRows, WeightedRows};
+use crate::kernel::{Constant, load_padded};
 use crate::mask::TILE;
 use crate::panels::PANEL;
 use crate::view::with_any_view;
@@ -196,13 +196,10 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     ) {
         let dims = source.dims;
         let q = &operands.pairs.queries[group.start * dims..];
-        let panels = Panels {
-            data: &operands.pairs.keys[source.first(tile) * dims..],
-            ahead: Ahead::Near { from_memory: false },
-        };
-        let (rows, run) = (group.len(), columns.clone());
-        let out = ScoreRows { out: scores, stride: TILE, scale: source.factor };
-        rows_const!(rows, MR => score_panels::<I, Dot, MR>(isa, q, dims, panels, run, out));
+        let panels = &operands.pairs.keys[source.first(tile) * dims..];
+        let (count, columns) = (group.len(), columns.clone());
+        let rows = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
+        isa.call_bf16(ScorePanels { count, q, dims, panels, from_memory: false, columns, rows });
     }
 
     #[inline(always)]
@@ -215,11 +212,11 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
-        let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let Accumulators { rows: count, acc, stride: acc_stride } = acc;
         let stride = source.v_stride;
         let first = source.first(tile) / 2;
         let (values, rounded) = (&operands.pairs.values, &mut operands.pairs.weights);
-        for row in 0..rows {
+        for row in 0..count {
             narrow_weights(
                 isa,
                 &weights[row * TILE..][runs.columns.clone()],
@@ -238,12 +235,13 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 v_dim: stride,
                 from_memory: false,
             };
-            let weighted = WeightedRows { weights, weights_stride: TILE / 2, acc: &mut *acc, acc_stride };
-            if guard {
-                rows_const!(rows, MR => accumulate::<I, Dot, MR, true>(isa, values, run.len(), usize::MAX, weighted));
-            } else {
-                rows_const!(rows, MR => accumulate::<I, Dot, MR, false>(isa, values, run.len(), usize::MAX, weighted));
-            }
+            let rows = WeightedRows {
+                weights,
+                weights_stride: Constant::<{ TILE / 2 }>,
+                acc: &mut *acc,
+                acc_stride,
+            };
+            isa.call_bf16(Accumulate { count, values, keys: run.len(), step: usize::MAX, guard, rows });
         }
     }
 }

@@ -9,12 +9,12 @@ use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
+use crate::kernel::group::{Accumulate, ScoreKeyRows, ScorePanels};
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
-use crate::kernel::prefetch::{Ahead, Share};
-use crate::kernel::product::Fma;
-use crate::kernel::rows_const;
-use crate::kernel::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
-use crate::kernel::value::{ValueRows, WeightedRows, accumulate};
+use crate::kernel::prefetch::Share;
+use crate::kernel::score::{KeyRows, ScoreRows};
+use crate::kernel::value::{ValueRows, WeightedRows};
+use crate::kernel::{Constant, Stride};
 use crate::mask::TILE;
 use crate::panels::PANEL;
 use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory, packs_values};
@@ -169,25 +169,21 @@ impl<I: Isa> Tier<I> for FmaTier {
     ) {
         let head_dim = source.head_dim;
         let q = &operands.queries[group.start * head_dim..];
-        let out = ScoreRows { out: scores, stride: TILE, scale: () };
-        let (rows, columns) = (group.len(), columns.clone());
+        let rows = ScoreRows { out: scores, stride: Constant::<TILE>, scale: () };
+        let (count, columns) = (group.len(), columns.clone());
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let panels = Panels {
-                    data: &panels[first..],
-                    ahead: Ahead::Near { from_memory: source.values.from_memory },
-                };
-                rows_const!(rows, MR => score_panels::<I, Fma<T>, MR>(isa, q, head_dim, panels, columns, out));
+                let (panels, from_memory) = (&panels[first..], source.values.from_memory);
+                isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory, columns, rows });
             }
             KeySource::Packed | KeySource::PackedLater(_) | KeySource::PackedTile(_) => {
                 let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
-                let panels =
-                    Panels { data: &operands.panels[first..], ahead: Ahead::Near { from_memory: false } };
-                rows_const!(rows, MR => score_panels::<I, Fma<f32>, MR>(isa, q, head_dim, panels, columns, out));
+                let panels = &operands.panels[first..];
+                isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory: false, columns, rows });
             }
             KeySource::Rows(keys) => {
-                rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, keys, tile.start, columns, out));
+                isa.call(ScoreKeyRows { count, q, head_dim, keys, tile_start: tile.start, columns, rows });
             }
         }
     }
@@ -210,7 +206,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             let weights = &weights[run.start..];
             if !source.packs_values {
                 let values = ValueRows { data: &data[(tile.start + run.start) * stride..], ..source.values };
-                accumulate_run::<I, T>(isa, values, &run, guard, source.step, weights, &mut acc);
+                accumulate_run(isa, values, &run, guard, source.step, weights, &mut acc);
                 continue;
             }
             for (index, panel) in operands.values.chunks_exact(TILE * VALUE_PANEL).enumerate() {
@@ -219,9 +215,10 @@ impl<I: Isa> Tier<I> for FmaTier {
                     break;
                 }
                 let data = &panel[run.start * VALUE_PANEL..];
-                let values = ValueRows { data, stride: VALUE_PANEL, v_dim: VALUE_PANEL, from_memory: false };
+                let stride = Constant::<VALUE_PANEL>;
+                let values = ValueRows { data, stride, v_dim: VALUE_PANEL, from_memory: false };
                 let mut acc = Accumulators { acc: &mut acc.acc[first..], ..acc };
-                accumulate_run::<I, f32>(isa, values, &run, guard, usize::MAX, weights, &mut acc);
+                accumulate_run(isa, values, &run, guard, usize::MAX, weights, &mut acc);
             }
         }
     }
@@ -231,20 +228,16 @@ impl<I: Isa> Tier<I> for FmaTier {
 #[inline(always)]
 fn accumulate_run<I: Isa, T: Element>(
     isa: I,
-    values: ValueRows<'_, T>,
+    values: ValueRows<'_, T, impl Stride>,
     run: &Range<usize>,
     guard: bool,
     step: usize,
     weights: &[f32],
     acc: &mut Accumulators<'_>,
 ) {
-    let Accumulators { rows, ref mut acc, stride: acc_stride } = *acc;
-    let weighted = WeightedRows { weights, weights_stride: TILE, acc, acc_stride };
-    if guard {
-        rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, true>(isa, values, run.len(), step, weighted));
-    } else {
-        rows_const!(rows, MR => accumulate::<I, Fma<T>, MR, false>(isa, values, run.len(), step, weighted));
-    }
+    let Accumulators { rows: count, ref mut acc, stride: acc_stride } = *acc;
+    let rows = WeightedRows { weights, weights_stride: Constant::<TILE>, acc, acc_stride };
+    isa.call(Accumulate { count, values, keys: run.len(), step, guard, rows });
 }
 
 /// Chooses where keys come from, and packs them if the head's blocks share them; where a block may skip keys, packing waits

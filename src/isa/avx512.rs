@@ -388,4 +388,8 @@ impl Bf16Dot for Avx512<true> {
             rows[i] = op!(_mm512_castps_si512(floats[i]));
         }
     }
+    #[inline(always)]
+    fn call_bf16<K: Bf16Kernel>(self, kernel: K) -> K::Output {
+        self.vectorize(kernel)
+    }
 }

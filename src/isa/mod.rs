@@ -130,6 +130,9 @@ pub(crate) trait Bf16Dot: Isa {
     fn any(self, pairs: Self::Pairs) -> Self::M;
     /// As [`Isa::transpose`].
     fn transpose_pairs(self, rows: &mut [Self::Pairs]);
+
+    /// As [`Isa::call`].
+    fn call_bf16<K: Bf16Kernel>(self, kernel: K) -> K::Output;
 }
 
 /// A computation that needs bf16 dot products; `run` must be `#[inline(always)]`.
@@ -300,7 +303,7 @@ impl Level {
             }
             _ => {}
         }
-        kernel.run(portable::Portable)
+        portable::Portable.call(kernel)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Scores of a few rows against some keys: `s[r][j] = sum_d q[r][d] * k[j][d]`, one chain of steps over ascending `d`
 //! from +0 for every score.
 
+use super::Stride;
 use super::prefetch::{Ahead, PrefetchRows};
 use super::product::Product;
 use crate::element::Element;
@@ -9,11 +10,10 @@ use crate::panels::PANEL;
 use std::ops::Range;
 
 /// Where scores go: `MR` rows of a buffer.
-pub(crate) struct ScoreRows<'a, S> {
+pub(crate) struct ScoreRows<'a, S, D = usize> {
     /// The buffer, from the first row's first key of the tile on.
     pub(crate) out: &'a mut [f32],
-    /// Elements between rows.
-    pub(crate) stride: usize,
+    pub(crate) stride: D,
     /// See [`Product::Scale`].
     pub(crate) scale: S,
 }
@@ -36,7 +36,7 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     dims: usize,
     panels: Panels<'_, P::Stored>,
     columns: Range<usize>,
-    mut rows: ScoreRows<'_, P::Scale>,
+    mut rows: ScoreRows<'_, P::Scale, impl Stride>,
 ) {
     let q: [&[P::Factor]; MR] = split_rows(q, dims, dims);
     let Panels { data: panels, ahead } = panels;
@@ -82,7 +82,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     first: usize,
     ahead: Ahead,
     column: usize,
-    rows: &mut ScoreRows<'_, P::Scale>,
+    rows: &mut ScoreRows<'_, P::Scale, impl Stride>,
 ) {
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
@@ -103,7 +103,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
         }
     }
     for r in 0..MR {
-        let out = &mut rows.out[column + r * rows.stride..][..NV * I::LANES];
+        let out = &mut rows.out[column + r * rows.stride.elements()..][..NV * I::LANES];
         for v in 0..NV {
             let score = P::finish(isa, acc[r][v], rows.scale);
             let score = mutant!("scores-in-f16", score, crate::mutant::through_f16(isa, score));
@@ -141,7 +141,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
     keys: KeyRows<'_, T>,
     tile_start: usize,
     columns: Range<usize>,
-    rows: ScoreRows<'_, ()>,
+    rows: ScoreRows<'_, (), impl Stride>,
 ) {
     let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
     for column in columns.step_by(I::LANES) {
@@ -160,7 +160,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
             }
         }
         for r in 0..MR {
-            isa.store(acc[r], &mut rows.out[r * rows.stride + column..]);
+            isa.store(acc[r], &mut rows.out[r * rows.stride.elements() + column..]);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Weighted sums of values: `acc[r][d] += sum_j p[r][j] * v[j][d]`, one chain of steps over ascending `j` for every
 //! output.
 
+use super::Stride;
 use super::prefetch::Prefetch;
 use super::product::Product;
 use super::score::{has_narrow_tiles, split_rows};
@@ -9,20 +10,19 @@ use std::ops::Range;
 
 /// Values as rows (of keys, or of pairs of keys), `stride` elements apart, from the first on.
 #[derive(Clone, Copy)]
-pub(crate) struct ValueRows<'a, T> {
+pub(crate) struct ValueRows<'a, T, D = usize> {
     pub(crate) data: &'a [T],
-    pub(crate) stride: usize,
+    pub(crate) stride: D,
     pub(crate) v_dim: usize,
     /// Whether they are expected to come from memory.
     pub(crate) from_memory: bool,
 }
 
 /// Weights and accumulators of `MR` rows.
-pub(crate) struct WeightedRows<'a, W> {
+pub(crate) struct WeightedRows<'a, W, D = usize> {
     /// Weights, from the first row's first key on.
     pub(crate) weights: &'a [W],
-    /// Elements between rows of weights.
-    pub(crate) weights_stride: usize,
+    pub(crate) weights_stride: D,
     /// Accumulators, rows of `acc_stride`, which is a multiple of 16 and at least `v_dim`.
     pub(crate) acc: &'a mut [f32],
     /// Elements between rows of accumulators.
@@ -35,10 +35,10 @@ pub(crate) struct WeightedRows<'a, W> {
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored>,
+    values: ValueRows<'_, P::Stored, impl Stride>,
     count: usize,
     step: usize,
-    mut rows: WeightedRows<'_, P::Factor>,
+    mut rows: WeightedRows<'_, P::Factor, impl Stride>,
 ) {
     let mut start = 0;
     while start < count {
@@ -52,9 +52,9 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
 #[inline(always)]
 fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored>,
+    values: ValueRows<'_, P::Stored, impl Stride>,
     keys: Range<usize>,
-    rows: &mut WeightedRows<'_, P::Factor>,
+    rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
     let mut d = 0;
     if I::LANES == 16 {
@@ -98,15 +98,17 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
 #[inline(always)]
 fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored>,
+    values: ValueRows<'_, P::Stored, impl Stride>,
     keys: &Range<usize>,
     d: usize,
-    rows: &mut WeightedRows<'_, P::Factor>,
+    rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
     let width = NV * I::LANES;
     let count = keys.len();
-    let data = &values.data[keys.start * values.stride..];
-    let weights: [&[P::Factor]; MR] = split_rows(&rows.weights[keys.start..], rows.weights_stride, count);
+    let stride = values.stride.elements();
+    let data = &values.data[keys.start * stride..];
+    let weights: [&[P::Factor]; MR] =
+        split_rows(&rows.weights[keys.start..], rows.weights_stride.elements(), count);
     let mut acc = [[isa.splat(0.0); NV]; MR];
     for r in 0..MR {
         let row = &rows.acc[r * rows.acc_stride + d..][..width];
@@ -114,7 +116,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = Prefetch::<MR>::new(data, count * values.stride, values.from_memory);
+    let prefetch = Prefetch::<MR>::new(data, count * stride, values.from_memory);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];
@@ -127,7 +129,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             }
         }
         prefetch.ask(isa, rest, 0, NV);
-        rest = rest.get(values.stride..).unwrap_or(&[]);
+        rest = rest.get(stride..).unwrap_or(&[]);
         for r in 0..MR {
             let weight = P::splat(isa, weights[r][j]);
             if GUARD {

@@ -1,9 +1,11 @@
 //! A map's directions, laid out for its products with tokens.
 
-use super::products::Project;
 use super::projection::Projection;
 use crate::error::AttentionError;
 use crate::isa::Isa;
+use crate::kernel::group::ScorePanels;
+use crate::kernel::score::ScoreRows;
+use crate::kernel::{Constant, MAX_ROWS};
 use crate::panels::PANEL;
 use std::ops::Range;
 
@@ -53,7 +55,18 @@ impl Directions {
         if tokens.len() != 1 {
             let columns = super::features::whole_columns(tokens);
             let (rows, count) = (&self.rows[..], self.rows.len() / dims);
-            return isa.call(Project { rows, count, panel, dims, columns, out });
+            for first in (0..count).step_by(MAX_ROWS) {
+                isa.call(ScorePanels {
+                    count: MAX_ROWS.min(count - first),
+                    q: &rows[first * dims..],
+                    dims,
+                    panels: panel,
+                    from_memory: false,
+                    columns: columns.clone(),
+                    rows: ScoreRows { out: &mut out[first * PANEL..], stride: Constant::<PANEL>, scale: () },
+                });
+            }
+            return;
         }
         // A token by itself would be one of 16 columns: here directions are the columns.
         let column = tokens.start;
@@ -63,7 +76,9 @@ impl Directions {
         }
         for (panel, out) in self.panels.chunks_exact(dims * PANEL).zip(out.chunks_mut(PANEL * PANEL)) {
             let products = &mut products[..PANEL];
-            isa.call(Project { rows: &*x, count: 1, panel, dims, columns: 0..PANEL, out: &mut *products });
+            let rows = ScoreRows { out: &mut *products, stride: Constant::<PANEL>, scale: () };
+            let (q, panels, columns) = (&*x, panel, 0..PANEL);
+            isa.call(ScorePanels { count: 1, q, dims, panels, from_memory: false, columns, rows });
             for (out, &product) in out.chunks_exact_mut(PANEL).zip(&*products) {
                 out[column] = product;
             }

@@ -70,7 +70,6 @@ mod fingerprint;
 mod gauge;
 mod inputs;
 mod plan;
-mod products;
 mod projection;
 mod rows;
 mod state;

@@ -10,13 +10,14 @@
 
 use super::features::{Exponential, Ready, Side, vectors, whole_columns};
 use super::gauge::bits;
-use super::products::{AddRows, Project};
 use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::MAX_ROWS;
+use crate::kernel::group::{Accumulate, ScorePanels};
 use crate::kernel::pack::merge_row;
+use crate::kernel::score::ScoreRows;
 use crate::kernel::value::{ValueRows, WeightedRows};
+use crate::kernel::{Constant, MAX_ROWS};
 use crate::math::vector;
 use crate::panels::PANEL;
 use crate::scratch::AlignedBuf;
@@ -151,7 +152,7 @@ impl Kernel for Rows<'_> {
             _ => (&**transposed, features),
         };
         let sums = ValueRows { data: state.sums, stride: v_stride, v_dim, from_memory: false };
-        let count = if has_state { features } else { 0 };
+        let sums_there = if has_state { features } else { 0 };
         let values = ValueRows { data: values, stride: v_stride, v_dim, from_memory: false };
         for first in rows.clone().step_by(MAX_ROWS) {
             let group = first..rows.end.min(first + MAX_ROWS);
@@ -164,19 +165,21 @@ impl Kernel for Rows<'_> {
             };
             let shared = keys.start..seen(first).max(keys.start);
             let columns = whole_columns(&(keys.start..seen(group.end - 1).max(keys.start)));
-            let weights = WeightedRows {
+            let weighted = WeightedRows {
                 weights: &transposed[first * features..],
                 weights_stride: features,
                 acc: &mut *acc,
                 acc_stride: v_stride,
             };
-            isa.call(AddRows { rows: group.len(), values: sums, count, step: FEATURE_STEP, weights });
+            let (count, step, guard) = (group.len(), FEATURE_STEP, false);
+            isa.call(Accumulate { count, values: sums, keys: sums_there, step, guard, rows: weighted });
             let (right, scale) = match pairs {
                 Pairs::Features(keys) | Pairs::Decayed { keys, .. } => (keys, 1.0),
                 Pairs::Exact { keys, scale } => (keys, scale),
             };
-            let (rows, out) = (&left[first * dims..], &mut scores[..]);
-            isa.call(Project { rows, count: group.len(), panel: right, dims, columns, out });
+            let (q, panels, from_memory) = (&left[first * dims..], right, false);
+            let rows = ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () };
+            isa.call(ScorePanels { count, q, dims, panels, from_memory, columns, rows });
             for (index, row) in group.clone().enumerate() {
                 let scores = &mut scores[index * PANEL..][..PANEL];
                 let keys = keys.start..seen(row).max(keys.start);
@@ -191,25 +194,26 @@ impl Kernel for Rows<'_> {
                 }
                 denominators[row] += sum_columns(isa, scores, keys);
             }
-            let weights = WeightedRows {
+            let rows = WeightedRows {
                 weights: &scores[shared.start..],
                 weights_stride: PANEL,
                 acc: &mut *own,
                 acc_stride: v_stride,
             };
             let block = ValueRows { data: &values.data[shared.start * v_stride..], ..values };
-            isa.call(AddRows { rows: group.len(), values: block, count: shared.len(), step: PANEL, weights });
+            isa.call(Accumulate { count, values: block, keys: shared.len(), step: PANEL, guard, rows });
             for (index, row) in group.clone().enumerate() {
                 let seen_alone = shared.end..seen(row).max(shared.end);
                 let own = &mut own[index * v_stride..][..v_stride];
-                let weights = WeightedRows {
+                let rows = WeightedRows {
                     weights: &scores[index * PANEL + seen_alone.start..],
                     weights_stride: PANEL,
                     acc: &mut *own,
                     acc_stride: v_stride,
                 };
                 let block = ValueRows { data: &values.data[seen_alone.start * v_stride..], ..values };
-                isa.call(AddRows { rows: 1, values: block, count: seen_alone.len(), step: PANEL, weights });
+                let keys = seen_alone.len();
+                isa.call(Accumulate { count: 1, values: block, keys, step: PANEL, guard, rows });
                 // By themselves first, as the weights are: next to all keys before, each would round away the same way.
                 let factor = if has_state { factors[row] } else { 0.0 };
                 merge_row(isa, &mut acc[index * v_stride..][..v_stride], factor, own, 1.0);

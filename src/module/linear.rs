@@ -21,7 +21,7 @@ use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::prefetch::Ahead;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
-use crate::kernel::{MAX_ROWS, rows_const, store_padded};
+use crate::kernel::{Constant, MAX_ROWS, rows_const, store_padded};
 use crate::math::Function;
 use crate::panels::{KeyPanels, PANEL};
 use crate::parallel;
@@ -424,7 +424,7 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
                 };
                 let weights = Panels { data: weights, ahead };
                 let x = &x[(part.first_row + start) * inputs..];
-                let out = ScoreRows { out: &mut *sums, stride: PANEL, scale: () };
+                let out = ScoreRows { out: &mut *sums, stride: Constant::<PANEL>, scale: () };
                 let within = within.clone();
                 rows_const!(count, MR => score_panels::<I, Fma<T>, MR>(isa, x, inputs, weights, within, out));
                 for row in 0..count {

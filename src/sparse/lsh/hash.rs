@@ -5,11 +5,10 @@ use super::spread::{parts, piece, workers};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
+use crate::kernel::MAX_ROWS;
+use crate::kernel::group::ScorePanels;
 use crate::kernel::pack::widen;
-use crate::kernel::prefetch::Ahead;
-use crate::kernel::product::Fma;
-use crate::kernel::score::{Panels, ScoreRows, score_panels};
-use crate::kernel::{MAX_ROWS, rows_const};
+use crate::kernel::score::ScoreRows;
 use crate::panels::{KeyPanels, PANEL};
 use crate::parallel::for_each_part_with;
 use crate::random::Normals;
@@ -172,10 +171,15 @@ impl<T: Element> Kernel for Hash<'_, T> {
             for (token, row) in (first..first + count).zip(rows.chunks_exact_mut(dim)) {
                 widen_row(isa, x, [unit / heads, unit % heads, token], row);
             }
-            let panels = Panels { data: panels, ahead: Ahead::Near { from_memory: false } };
-            let (rows, out) =
-                (&rows[..count * dim], ScoreRows { out: &mut *scores, stride: columns, scale: () });
-            rows_const!(count, MR => score_panels::<I, Fma<f32>, MR>(isa, rows, dim, panels, 0..columns, out));
+            isa.call(ScorePanels {
+                count,
+                q: &rows[..count * dim],
+                dims: dim,
+                panels,
+                from_memory: false,
+                columns: 0..columns,
+                rows: ScoreRows { out: &mut *scores, stride: columns, scale: () },
+            });
             for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
                 for (round, scores) in scores.chunks_exact(half).enumerate().take(rotations.rounds) {
                     buckets[round * tokens + token] = nearest(scores);
