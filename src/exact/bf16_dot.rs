@@ -78,8 +78,6 @@ pub(crate) struct Source<'a, T> {
     values: KeyRows<'a, T>,
     /// Whether all lies in scratch at its own place, and not just a tile.
     whole: bool,
-    /// The same, but only once some block visits it.
-    later: bool,
     /// What scratch knows the head by.
     head: [usize; 2],
 }
@@ -111,13 +109,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(
-        isa: I,
-        call: &'a Call<'a, T>,
-        block: &Block,
-        operands: &mut Operands,
-        keys: &Range<usize>,
-    ) -> Source<'a, T> {
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, operands: &Operands) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let values = KeyRows {
             data: call.v.from(batch, block.kv_head, k_first),
@@ -125,7 +117,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             len: kv_len,
         };
         let head_dim = call.problem.head_dim;
-        let source = Source {
+        Source {
             dims: pairs(head_dim),
             v_stride: operands.v_stride,
             factor: call.rules.factor,
@@ -134,13 +126,8 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             keys: Stored::of(call, block),
             values,
             whole: block.shares_keys,
-            later: block.shares_keys && call.mask.has_lists(),
             head: [index, block.kv_head],
-        };
-        if source.whole && !source.later {
-            source.pack_missing(isa, operands, keys.start / PANEL..keys.end.div_ceil(PANEL));
         }
-        source
     }
 
     #[inline(always)]
@@ -151,16 +138,12 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         tile: &Range<usize>,
         columns: Columns,
     ) {
-        if source.whole && !source.later {
-            return;
-        }
         let first = tile.start / PANEL;
         for panel in columns.panels() {
-            let panels = first + panel..first + panel + 1;
-            if source.later {
-                source.pack_missing(isa, operands, panels);
-            } else {
-                source.pack(isa, operands, panels, panel);
+            if !source.whole {
+                source.pack(isa, operands, first + panel, panel);
+            } else if operands.lacks_keys(source.head, first + panel) {
+                source.pack(isa, operands, first + panel, first + panel);
             }
         }
     }
@@ -265,33 +248,21 @@ impl<T: Element> Source<'_, T> {
         if self.whole { tile.start } else { 0 }
     }
 
-    /// Lays out those of some panels that are not in scratch, at their own place.
+    /// Lays out the keys and values of a panel as scratch's panel `at`.
     #[inline(always)]
-    fn pack_missing<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panels: Range<usize>) {
-        while let Some(missing) = operands.missing_panels(self.head, &panels) {
-            self.pack(isa, operands, missing.clone(), missing.start);
-        }
-    }
-
-    /// Lays out the keys and values of some panels, the first as scratch's panel `at`.
-    #[inline(always)]
-    fn pack<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panels: Range<usize>, at: usize) {
+    fn pack<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panel: usize, at: usize) {
         let (panel_size, values_size) = (PANEL * self.dims, PANEL / 2 * self.v_stride);
-        let keys = operands.pairs.keys[at * panel_size..].chunks_exact_mut(panel_size);
-        for (panel, out) in panels.clone().zip(keys) {
-            match self.keys {
-                Stored::Panels(stored) => {
-                    let size = PANEL * self.head_dim;
-                    pair_panel(isa, &stored[panel * size..][..size], out);
-                }
-                Stored::Rows(rows) => pair_keys(isa, rows, self.head_dim, panel, out),
+        let out = &mut operands.pairs.keys[at * panel_size..][..panel_size];
+        match self.keys {
+            Stored::Panels(stored) => {
+                let size = PANEL * self.head_dim;
+                pair_panel(isa, &stored[panel * size..][..size], out);
             }
+            Stored::Rows(rows) => pair_keys(isa, rows, self.head_dim, panel, out),
         }
         if self.v_dim > 0 {
-            let values = operands.pairs.values[at * values_size..].chunks_exact_mut(values_size);
-            for (panel, out) in panels.zip(values) {
-                pair_values(isa, self.values, self.v_dim, panel * PANEL, out, self.v_stride);
-            }
+            let out = &mut operands.pairs.values[at * values_size..][..values_size];
+            pair_values(isa, self.values, self.v_dim, panel * PANEL, out, self.v_stride);
         }
     }
 }

@@ -120,7 +120,7 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
 #[inline(always)]
 fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
-    let source = E::open(isa, call, block, &mut scratch.operands, &keys);
+    let source = E::open(call, block, &scratch.operands);
     let split = call.order.split;
     let core = core(&scratch.rows, call);
     let (mut fresh, mut first_split) = (true, true);

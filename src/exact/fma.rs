@@ -9,12 +9,12 @@ use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
-use crate::kernel::group::{Accumulate, ScoreKeyRows, ScorePanels};
+use crate::kernel::Constant;
+use crate::kernel::group::{Accumulate, AccumulatePacked, ScoreKeyRows, ScorePanels};
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
 use crate::kernel::prefetch::Share;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::value::{ValueRows, WeightedRows};
-use crate::kernel::{Constant, Stride};
 use crate::mask::TILE;
 use crate::panels::PANEL;
 use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory, packs_values};
@@ -31,8 +31,9 @@ pub(crate) struct Source<'a, T> {
     keys: KeySource<'a, T>,
     /// From key 0 on.
     values: ValueRows<'a, T>,
-    /// Whether values are packed into scratch tile by tile.
-    packs_values: bool,
+    /// Values there are.
+    kv_len: usize,
+    packing: ValuePacking,
     /// Values to visit at a time.
     step: usize,
 }
@@ -41,14 +42,23 @@ pub(crate) struct Source<'a, T> {
 enum KeySource<'a, T> {
     /// Panels as they are stored.
     Panels(&'a [T]),
-    /// Panels packed into scratch, at their own place.
-    Packed,
-    /// The same, packed when the first block visits them.
-    PackedLater(Stored<'a, T>),
+    /// Panels packed into scratch, at their own place, when the first block visits them.
+    Packed(Stored<'a, T>),
     /// Rows, packed into scratch tile by tile.
     PackedTile(KeyRows<'a, T>),
     /// Rows, transposed in registers.
     Rows(KeyRows<'a, T>),
+}
+
+/// Whether values are packed into scratch.
+#[derive(Clone, Copy)]
+enum ValuePacking {
+    /// They are read as they are stored.
+    None,
+    /// Tile by tile.
+    Tile,
+    /// At their own place, when the first block visits them.
+    Head,
 }
 
 impl<I: Isa> Tier<I> for FmaTier {
@@ -72,26 +82,28 @@ impl<I: Isa> Tier<I> for FmaTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(
-        isa: I,
-        call: &'a Call<'a, T>,
-        block: &Block,
-        operands: &mut Operands,
-        keys: &Range<usize>,
-    ) -> Source<'a, T> {
-        let Sequence { index, batch, k_first, .. } = block.sequence;
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, _operands: &Operands) -> Source<'a, T> {
+        let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let values = ValueRows {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim: call.problem.v_dim,
             from_memory: from_memory(call.work),
         };
-        let head_dim = call.problem.head_dim;
-        let step = if block.shares_keys { usize::MAX } else { STREAMED_KEYS };
-        let packs_values = packs_values(I::LANES, block.rows.len());
-        let head = [index, block.kv_head];
-        let keys = key_source(isa, call, block, operands, keys);
-        Source { head_dim, head, keys, values, packs_values, step }
+        let packing = match packs_values(I::LANES, block.rows.len()) {
+            false => ValuePacking::None,
+            true if block.shares_keys => ValuePacking::Head,
+            true => ValuePacking::Tile,
+        };
+        Source {
+            head_dim: call.problem.head_dim,
+            head: [index, block.kv_head],
+            keys: KeySource::new(call, block),
+            values,
+            kv_len,
+            packing,
+            step: if block.shares_keys { usize::MAX } else { STREAMED_KEYS },
+        }
     }
 
     #[inline(always)]
@@ -110,24 +122,33 @@ impl<I: Isa> Tier<I> for FmaTier {
                     pack_panels(isa, rows, head_dim, first + panel..first + panel + 1, out);
                 }
             }
-            KeySource::PackedLater(stored) => {
-                for panel in columns.panels() {
-                    pack_missing(
-                        isa,
-                        stored,
-                        source.head,
-                        head_dim,
-                        operands,
-                        first + panel..first + panel + 1,
-                    );
+            KeySource::Packed(stored) => {
+                for panel in columns.panels().map(|panel| first + panel) {
+                    if operands.lacks_keys(source.head, panel) {
+                        pack_keys(isa, stored, head_dim, panel, &mut operands.panels);
+                    }
                 }
             }
-            KeySource::Panels(_) | KeySource::Packed | KeySource::Rows(_) => {}
+            KeySource::Panels(_) | KeySource::Rows(_) => {}
         }
-        if source.packs_values {
-            for run in columns.runs() {
-                let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
-                pack_values(isa, source.values, keys, TILE, &mut operands.values[run.start * VALUE_PANEL..]);
+        match source.packing {
+            ValuePacking::None => {}
+            ValuePacking::Tile => {
+                for run in columns.runs() {
+                    let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
+                    let out = &mut operands.values[run.start * VALUE_PANEL..];
+                    pack_values(isa, source.values, keys, TILE, out);
+                }
+            }
+            ValuePacking::Head => {
+                for panel in columns.panels() {
+                    if operands.lacks_values(source.head, first + panel) {
+                        let key = tile.start + panel * PANEL;
+                        let place = tile.start * operands.v_stride + panel * PANEL * VALUE_PANEL;
+                        let keys = key..source.kv_len.min(key + PANEL);
+                        pack_values(isa, source.values, keys, TILE, &mut operands.values[place..]);
+                    }
+                }
             }
         }
     }
@@ -146,14 +167,21 @@ impl<I: Isa> Tier<I> for FmaTier {
             let first = visit.tile.start + panel * PANEL;
             match source.keys {
                 KeySource::Panels(panels) => share.ask(isa, panels, first * head_dim, PANEL * head_dim),
-                KeySource::Packed | KeySource::PackedLater(_) => {
+                KeySource::Packed(_) => {
                     share.ask(isa, &operands.panels, first * head_dim, PANEL * head_dim);
                 }
                 KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
                     share.ask_rows(isa, rows.data, first, [rows.stride, head_dim]);
                 }
             }
-            share.ask_rows(isa, data, first, [stride, v_dim]);
+            if let ValuePacking::Head = source.packing {
+                let packed = source.packed_values(operands, &visit.tile);
+                for dims in packed.chunks(TILE * VALUE_PANEL).take(v_dim.div_ceil(VALUE_PANEL)) {
+                    share.ask(isa, dims, panel * PANEL * VALUE_PANEL, PANEL * VALUE_PANEL);
+                }
+            } else {
+                share.ask_rows(isa, data, first, [stride, v_dim]);
+            }
         }
     }
 
@@ -177,7 +205,7 @@ impl<I: Isa> Tier<I> for FmaTier {
                 let (panels, from_memory) = (&panels[first..], source.values.from_memory);
                 isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory, columns, rows });
             }
-            KeySource::Packed | KeySource::PackedLater(_) | KeySource::PackedTile(_) => {
+            KeySource::Packed(_) | KeySource::PackedTile(_) => {
                 let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
                 let panels = &operands.panels[first..];
                 isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory: false, columns, rows });
@@ -198,98 +226,66 @@ impl<I: Isa> Tier<I> for FmaTier {
         weights: &[f32],
         mut acc: Accumulators<'_>,
     ) {
-        let ValueRows { data, stride, v_dim, .. } = source.values;
+        let Accumulators { rows: count, ref mut acc, stride: acc_stride } = acc;
+        let (packing, values, step) = (source.packing, source.values, source.step);
+        let packed = source.packed_values(operands, tile);
         for (run, guard) in runs.runs {
             if run.is_empty() {
                 continue;
             }
-            let weights = &weights[run.start..];
-            if !source.packs_values {
-                let values = ValueRows { data: &data[(tile.start + run.start) * stride..], ..source.values };
-                accumulate_run(isa, values, &run, guard, source.step, weights, &mut acc);
-                continue;
-            }
-            for (index, panel) in operands.values.chunks_exact(TILE * VALUE_PANEL).enumerate() {
-                let first = index * VALUE_PANEL;
-                if first >= v_dim {
-                    break;
-                }
-                let data = &panel[run.start * VALUE_PANEL..];
-                let stride = Constant::<VALUE_PANEL>;
-                let values = ValueRows { data, stride, v_dim: VALUE_PANEL, from_memory: false };
-                let mut acc = Accumulators { acc: &mut acc.acc[first..], ..acc };
-                accumulate_run(isa, values, &run, guard, usize::MAX, weights, &mut acc);
+            let (weights, acc, keys) = (&weights[run.start..], &mut **acc, run.len());
+            let rows = WeightedRows { weights, weights_stride: Constant::<TILE>, acc, acc_stride };
+            if let ValuePacking::None = packing {
+                let data = &values.data[(tile.start + run.start) * values.stride..];
+                let values = ValueRows { data, ..values };
+                isa.call(Accumulate { count, values, keys, step, guard, rows });
+            } else {
+                let (values, v_dim) = (&packed[run.start * VALUE_PANEL..], values.v_dim);
+                isa.call(AccumulatePacked { count, values, v_dim, keys, guard, rows });
             }
         }
     }
 }
 
-/// Adds a run of a tile's columns.
-#[inline(always)]
-fn accumulate_run<I: Isa, T: Element>(
-    isa: I,
-    values: ValueRows<'_, T, impl Stride>,
-    run: &Range<usize>,
-    guard: bool,
-    step: usize,
-    weights: &[f32],
-    acc: &mut Accumulators<'_>,
-) {
-    let Accumulators { rows: count, ref mut acc, stride: acc_stride } = *acc;
-    let rows = WeightedRows { weights, weights_stride: Constant::<TILE>, acc, acc_stride };
-    isa.call(Accumulate { count, values, keys: run.len(), step, guard, rows });
-}
-
-/// Chooses where keys come from, and packs them if the head's blocks share them; where a block may skip keys, packing waits
-/// until one visits them.
-#[inline(always)]
-fn key_source<'a, I: Isa, T: Element>(
-    isa: I,
-    call: &'a Call<'a, T>,
-    block: &Block,
-    operands: &mut Operands,
-    keys: &Range<usize>,
-) -> KeySource<'a, T> {
-    let stored = Stored::of(call, block);
-    match stored {
-        Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => KeySource::Panels(panels),
-        Stored::Rows(rows) if !block.shares_keys && block.rows.len() > FUSED_ROWS => {
-            KeySource::PackedTile(rows)
-        }
-        Stored::Rows(rows) if !block.shares_keys => KeySource::Rows(rows),
-        _ if call.mask.has_lists() => KeySource::PackedLater(stored),
-        _ => {
-            let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
-            pack_missing(
-                isa,
-                stored,
-                [block.sequence.index, block.kv_head],
-                call.problem.head_dim,
-                operands,
-                panels,
-            );
-            KeySource::Packed
+impl<T> Source<'_, T> {
+    /// A tile's packed values, `[v_dim / 16][256][16]`, and what comes after them.
+    #[inline(always)]
+    fn packed_values<'o>(&self, operands: &'o Operands, tile: &Range<usize>) -> &'o [f32] {
+        match self.packing {
+            ValuePacking::Head => &operands.values[tile.start * operands.v_stride..],
+            ValuePacking::Tile | ValuePacking::None => &operands.values,
         }
     }
 }
 
-/// Packs those of some panels of a head that are not in scratch.
+impl<'a, T: Element> KeySource<'a, T> {
+    /// Where a block's keys come from.
+    #[inline(always)]
+    fn new(call: &'a Call<'a, T>, block: &Block) -> Self {
+        match Stored::of(call, block) {
+            Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => Self::Panels(panels),
+            Stored::Rows(rows) if !block.shares_keys && block.rows.len() > FUSED_ROWS => {
+                Self::PackedTile(rows)
+            }
+            Stored::Rows(rows) if !block.shares_keys => Self::Rows(rows),
+            stored => Self::Packed(stored),
+        }
+    }
+}
+
+/// Packs a panel of a head's keys at its place among `packed`.
 #[inline(always)]
-fn pack_missing<I: Isa, T: Element>(
+fn pack_keys<I: Isa, T: Element>(
     isa: I,
     stored: Stored<'_, T>,
-    head: [usize; 2],
     head_dim: usize,
-    operands: &mut Operands,
-    panels: Range<usize>,
+    panel: usize,
+    packed: &mut [f32],
 ) {
-    let size = PANEL * head_dim;
-    while let Some(missing) = operands.missing_panels(head, &panels) {
-        let range = missing.start * size..missing.end * size;
-        let out = &mut operands.panels[range.clone()];
-        match stored {
-            Stored::Panels(panels) => widen(isa, &panels[range], out),
-            Stored::Rows(rows) => pack_panels(isa, rows, head_dim, missing, out),
-        }
+    let range = panel * PANEL * head_dim..(panel + 1) * PANEL * head_dim;
+    let out = &mut packed[range.clone()];
+    match stored {
+        Stored::Panels(panels) => widen(isa, &panels[range], out),
+        Stored::Rows(rows) => pack_panels(isa, rows, head_dim, panel..panel + 1, out),
     }
 }

@@ -58,16 +58,12 @@ pub(crate) trait Tier<I: Isa> {
         operands: &mut Operands,
     );
 
-    /// Chooses where keys and values come from; lays them out if the head's blocks share them.
-    fn open<'a, T: Element>(
-        isa: I,
-        call: &'a Call<'a, T>,
-        block: &Block,
-        operands: &mut Operands,
-        keys: &Range<usize>,
-    ) -> Self::Source<'a, T>;
+    /// Chooses where keys and values come from.
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, operands: &Operands)
+    -> Self::Source<'a, T>;
 
-    /// Lays out a tile's keys and values, those that hold `columns`, if that is to be done tile by tile.
+    /// Lays out those of a tile's keys and values that hold `columns`, if they are to be laid out: once where the head's
+    /// blocks share them.
     fn enter_tile<T: Element>(
         isa: I,
         source: &Self::Source<'_, T>,

@@ -13,7 +13,6 @@ use crate::panels::PANEL;
 use crate::problem::Problem;
 use crate::scratch::AlignedBuf;
 use crate::tile::{BLOCK_ROWS, FEW_ROWS, packs_values};
-use std::ops::Range;
 
 /// What one worker needs.
 #[derive(Debug)]
@@ -47,11 +46,11 @@ pub(crate) struct Operands {
     pub(crate) queries: AlignedBuf<f32>,
     /// Key panels, of a whole head or of a tile.
     pub(crate) panels: AlignedBuf<f32>,
-    /// Value panels of a tile, where the level has them.
+    /// Value panels, of a whole head or of a tile, where the level has them.
     pub(crate) values: AlignedBuf<f32>,
     /// What the bf16 tier has instead of the two.
     pub(crate) pairs: PairOperands,
-    /// Pairs between rows of paired values.
+    /// Dimensions that there is room for in packed values.
     pub(crate) v_stride: usize,
     packed: Packed,
 }
@@ -70,8 +69,8 @@ pub(crate) struct PairOperands {
 #[derive(Debug)]
 struct Packed {
     head: Option<[usize; 2]>,
-    /// A bit for each panel there is room for.
-    panels: Vec<u64>,
+    /// Of keys, and of values (where those are packed by themselves): a bit for each panel there is room for.
+    panels: [Vec<u64>; 2],
 }
 
 /// How large scratch has to be, in elements of 4 bytes: `f32`, or [`Pair`].
@@ -105,7 +104,9 @@ impl ScratchSizes {
             let bf16_dot = matches!(engine, Engine::Bf16Dot(_));
             let values = match engine {
                 Engine::Bf16Dot(_) => keys / 2,
-                Engine::Exact(level) if packs_values(level.lanes(), rows) => TILE,
+                Engine::Exact(level) if packs_values(level.lanes(), rows) => {
+                    keys.checked_next_multiple_of(TILE)?
+                }
                 Engine::Exact(_) => 0,
             };
             let dims = if bf16_dot { pairs(problem.head_dim) } else { problem.head_dim };
@@ -147,7 +148,7 @@ impl ScratchSizes {
 
     /// Bytes of a [`Scratch`].
     pub(crate) fn bytes(&self) -> Option<usize> {
-        let lists = self.rows * LISTED_ROW + self.panels.div_ceil(64) * size_of::<u64>();
+        let lists = self.rows * LISTED_ROW + 2 * self.panels.div_ceil(64) * size_of::<u64>();
         self.elements()?.checked_mul(size_of::<f32>())?.checked_add(size_of::<Scratch>() + lists)
     }
 
@@ -215,10 +216,13 @@ impl Operands {
     fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let singles = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { 0 } else { len });
         let pairs = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { len } else { 0 });
-        let (mut panels, words) = (Vec::new(), sizes.panels.div_ceil(64));
-        let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: words.saturating_mul(8) };
-        panels.try_reserve_exact(words).map_err(error)?;
-        panels.resize(words, 0);
+        let bits = || {
+            let (mut bits, words) = (Vec::new(), sizes.panels.div_ceil(64));
+            let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: words.saturating_mul(8) };
+            bits.try_reserve_exact(words).map_err(error)?;
+            bits.resize(words, 0);
+            Ok(bits)
+        };
         Ok(Self {
             queries: singles(sizes.queries)?,
             panels: singles(sizes.keys)?,
@@ -230,28 +234,20 @@ impl Operands {
                 weights: pairs(sizes.weights)?,
             },
             v_stride: sizes.acc_stride,
-            packed: Packed { head: None, panels },
+            packed: Packed { head: None, panels: [bits()?, bits()?] },
         })
     }
 
-    /// The first run among some panels of a head that does not lie packed at its own place, noted as if it did: the caller
-    /// packs it.
-    pub(crate) fn missing_panels(&mut self, head: [usize; 2], panels: &Range<usize>) -> Option<Range<usize>> {
-        let Packed { head: of, panels: bits } = &mut self.packed;
-        let known = mutant!(
-            "packed-keys-of-another-sequence",
-            *of == Some(head),
-            of.is_some_and(|of| of[1] == head[1])
-        );
-        if !known {
-            bits.fill(0);
-            *of = Some(head);
-        }
-        let is_there = |panel: usize| bits[panel / 64] >> (panel % 64) & 1 == 1;
-        let start = panels.clone().find(|&panel| !is_there(panel))?;
-        let end = (start..panels.end).find(|&panel| is_there(panel)).unwrap_or(panels.end);
-        (start..end).for_each(|panel| bits[panel / 64] |= 1 << (panel % 64));
-        Some(start..end)
+    /// Whether a panel of a head's keys does not lie packed at its own place; notes it as if it did: the caller packs it.
+    #[inline]
+    pub(crate) fn lacks_keys(&mut self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.lacks(0, head, panel)
+    }
+
+    /// The same of values.
+    #[inline]
+    pub(crate) fn lacks_values(&mut self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.lacks(1, head, panel)
     }
 
     fn bytes(&self) -> usize {
@@ -263,7 +259,26 @@ impl Operands {
             + keys.bytes()
             + values.bytes()
             + weights.bytes()
-            + self.packed.panels.capacity() * size_of::<u64>()
+            + self.packed.panels.iter().map(|bits| bits.capacity() * size_of::<u64>()).sum::<usize>()
+    }
+}
+
+impl Packed {
+    #[inline]
+    fn lacks(&mut self, operand: usize, head: [usize; 2], panel: usize) -> bool {
+        let known = mutant!(
+            "packed-keys-of-another-sequence",
+            self.head == Some(head),
+            self.head.is_some_and(|of| of[1] == head[1])
+        );
+        if !known {
+            self.panels.iter_mut().for_each(|bits| bits.fill(0));
+            self.head = Some(head);
+        }
+        let (word, bit) = (&mut self.panels[operand][panel / 64], 1 << (panel % 64));
+        let lacks = *word & bit == 0;
+        *word |= bit;
+        lacks
     }
 }
 

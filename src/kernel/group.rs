@@ -2,13 +2,15 @@
 //! kernels run is compiled once for a level, a product and a storage type. Inlined into each of them, tiles were two thirds of
 //! the crate's code. A call costs some nanoseconds and is for a tile's worth of work.
 
+use super::pack::VALUE_PANEL;
 use super::prefetch::Ahead;
 use super::product::{Dot, Fma, Product};
 use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use super::value::{ValueRows, WeightedRows, accumulate};
-use super::{Stride, rows_const};
+use super::{Constant, Stride, rows_const};
 use crate::element::Element;
 use crate::isa::{Bf16Dot, Bf16Kernel, Isa, Kernel};
+use crate::mask::TILE;
 use half::bf16;
 use std::ops::Range;
 
@@ -111,5 +113,37 @@ impl<V: Stride, W: Stride> Bf16Kernel for Accumulate<'_, [bf16; 2], [bf16; 2], V
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) {
         self.run_product::<I, Dot>(isa);
+    }
+}
+
+/// The same from packed values, `[v_dim / 16][TILE][16]` (see [`pack_values`](super::pack::pack_values)), from the first key of
+/// the first panel on.
+pub(crate) struct AccumulatePacked<'a, W> {
+    pub(crate) count: usize,
+    pub(crate) values: &'a [f32],
+    pub(crate) v_dim: usize,
+    pub(crate) keys: usize,
+    pub(crate) guard: bool,
+    pub(crate) rows: WeightedRows<'a, f32, W>,
+}
+
+impl<W: Stride> Kernel for AccumulatePacked<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { count, values, v_dim, keys, guard, rows } = self;
+        let WeightedRows { weights, weights_stride, acc, acc_stride } = rows;
+        for first in (0..v_dim).step_by(VALUE_PANEL) {
+            let values = ValueRows {
+                // On to the end: what comes next is what is read next.
+                data: &values[first * TILE..],
+                stride: Constant::<VALUE_PANEL>,
+                v_dim: VALUE_PANEL,
+                from_memory: false,
+            };
+            let rows = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
+            Accumulate { count, values, keys, step: usize::MAX, guard, rows }.run(isa);
+        }
     }
 }
