@@ -34,6 +34,9 @@ use std::time::Instant;
 pub struct CancelToken {
     cancelled: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    /// How often it was looked at.
+    #[cfg(test)]
+    looks: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl CancelToken {
@@ -55,7 +58,29 @@ impl CancelToken {
     /// Whether it is stopped.
     #[inline(never)] // kernels ask, few of them with a token
     pub fn is_stopped(&self) -> bool {
+        #[cfg(test)]
+        self.looks.fetch_add(1, Ordering::Relaxed);
         self.cancelled.load(Ordering::Relaxed)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::module::*;
+
+    /// Layers hand their token on to attention: it is looked at for each head and tile, not only before and after.
+    #[test]
+    fn layers_look_in_every_tile() {
+        let config = AttentionConfig { num_heads: 3, key_dim: 4, ..AttentionConfig::default() };
+        let weights = ModuleWeights::glorot(&config, InputDims::all(12), 1).expect("weights");
+        let module = MultiHeadAttention::new(config, &weights).expect("a module");
+        let (tokens, tiles) = (600, 3);
+        let x = vec![0.5; tokens * 12];
+        let x = Tensor::new(&x, &[tokens, 12]).expect("tokens");
+        let token = CancelToken::new();
+        module.forward(&ModuleInputs::self_attention(x).cancel(&token)).expect("nobody stops it");
+        assert!(token.looks.load(Ordering::Relaxed) > 3 * tiles * tokens.div_ceil(96));
     }
 }

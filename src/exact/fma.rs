@@ -145,7 +145,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                     if operands.lacks_values(source.head, first + panel) {
                         let key = tile.start + panel * PANEL;
                         let place = tile.start * operands.v_stride + panel * PANEL * VALUE_PANEL;
-                        let keys = key..source.kv_len.min(key + PANEL);
+                        let there = mutant!("values-packed-to-the-end-of-the-tile", source.kv_len, tile.end);
+                        let keys = key..there.min(key + PANEL);
                         pack_values(isa, source.values, keys, TILE, &mut operands.values[place..]);
                     }
                 }

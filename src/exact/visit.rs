@@ -41,7 +41,8 @@ pub(crate) struct TileBlocks {
 impl Visits {
     /// For rows that attend nothing at or beyond `end`.
     pub(super) fn new<T: Element>(call: &Call<'_, T>, rows: &[BlockRow], end: usize) -> Self {
-        let same = call.mask.only_blocks().is_some() && visit_the_same(rows);
+        let same = call.mask.only_blocks().is_some()
+            && mutant!("rows-visit-what-the-first-does", visit_the_same(rows), true);
         let keys = if same { hull(rows, &EVERYWHERE) } else { None };
         Self { end, alike: keys.map(|keys| (rows[0].mask, keys)) }
     }

@@ -133,6 +133,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 
     // B30: memory is read before it is written (rten #81, OpenBLAS #929, blaspp #39).
     bug("sums-start-as-left", "scratch is not cleared", &["laws workspaces::used_before"]),
+    bug("values-packed-to-the-end-of-the-tile", "a panel is taken for packed that was packed in part", &["sparse exactness::close_to_the_reference", "determinism threads::any_number_of_threads", "laws workspaces::used_before"]),
     bug("packed-keys-of-the-last-call", "packed keys of an earlier call are used again", &["laws workspaces::used_for_other_keys"]),
 
     // B34: one number of splits is broken (aiter #4350).
@@ -160,6 +161,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     bug("full-blocks-join-over-gaps", "runs of full blocks", &["sparse layouts::from_compressed_rows_and_matrices", "sparse patterns::longformer"]),
     bug("rows-of-blocks-alike-by-place", "rows whose blocks lie alike share their bits", &["sparse layouts::from_a_function", "sparse exactness::close_to_the_reference"]),
     bug("bits-lost-between-words", "blocks that are not aligned to 64 keys", &["sparse exactness::patterns_of_every_block_size", "sparse exactness::close_to_the_reference"]),
+    bug("rows-visit-what-the-first-does", "all rows of a block visit what the first does", &["sparse exactness::close_to_the_reference", "sparse exactness::patterns_of_every_block_size"]),
+    bug("no-opposite-buckets", "tokens hash to half of the buckets", &["lib sparse::lsh::hash::tests::the_first_of_the_largest"]),
     bug("layouts-alike-by-runs", "heads whose runs are numbered alike share a layout", &["sparse exactness::layouts_of_heads_and_sequences"]),
     bug("blocks-of-the-first-sequence", "each sequence has the first one's blocks", &["sparse layouts::a_mask_of_several_layouts"]),
     bug("last-block-is-covered", "a range that ends within a block covers it", &["sparse layouts::from_ranges"]),
@@ -174,6 +177,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     bug("ring-written-once", "the second copy of a ring is not written", &["titans context::the_last_steps_in_order"]),
 
     // B45: an option is accepted and ignored (flash-attention #1788).
+    bug("layers-do-not-stop-in-attention", "a layer's token is looked at before and after only", &["lib cancel::tests::layers_look_in_every_tile"]),
     bug("second-window-replaces-the-first", "of two windows one", &["laws options::windows_compose"]),
     bug("probabilities-without-the-sink", "returned probabilities do without", &["exact scores_follow_the_definition", "lib exact::tests::random_cases"]),
     bug("alibi-by-index", "ALiBi goes by the query's index in the call", &["exact options_three_at_a_time", "lib exact::tests::random_cases"]),

@@ -210,7 +210,7 @@ fn nearest(scores: &[f32]) -> u32 {
         let whole = eights.iter().position(has).unwrap_or(eights.len()) * 8;
         scores[whole..].iter().position(|&score| score == value).map_or(0, |place| whole + place)
     };
-    let opposite = -smallest > largest;
+    let opposite = mutant!("no-opposite-buckets", -smallest > largest, false);
     (if opposite { scores.len() + first(smallest) } else { first(largest) }) as u32
 }
 
