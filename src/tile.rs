@@ -17,8 +17,8 @@ pub(crate) const FEW_ROWS: usize = 32;
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
 /// Blocks of more rows than this pack values, where vectors have 8 lanes: in f32 1.03 to 1.09 times from 512 rows on, the
-/// same at 128 and 197; once for all blocks of a head, and not for each, 1.02 to 1.08 more (bench `roofline`, `prefill` of level
-/// AVX2). Fewer rows were not compared.
+/// same at 128 and 197. Fewer rows were not compared. Blocks of a head share what is packed, for a copy of its values in each
+/// worker's scratch: another 1.02 to 1.08 from 512 to 8192 tokens. (Bench `roofline`, `prefill` of level AVX2.)
 const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
 
 /// Whether a block of so many rows packs its values: with 8 lanes a row of values is visited 16 dimensions at a time.

@@ -45,9 +45,9 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::group::{Accumulate, ScorePanels};
 use crate::kernel::prefetch::Share;
 use crate::kernel::score::{KeyRows, ScoreRows};
+use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::kernel::{Constant, load_padded};
 use crate::mask::TILE;
@@ -68,8 +68,6 @@ pub(crate) struct Bf16DotTier;
 pub(crate) struct Source<'a, T> {
     /// Pairs of dimensions.
     dims: usize,
-    /// Pairs between two rows of values.
-    v_stride: usize,
     /// RN(scale * log2 e).
     factor: f32,
     head_dim: usize,
@@ -109,7 +107,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, operands: &Operands) -> Source<'a, T> {
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let values = KeyRows {
             data: call.v.from(batch, block.kv_head, k_first),
@@ -119,7 +117,6 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         let head_dim = call.problem.head_dim;
         Source {
             dims: pairs(head_dim),
-            v_stride: operands.v_stride,
             factor: call.rules.factor,
             head_dim,
             v_dim: call.problem.v_dim,
@@ -142,7 +139,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         for panel in columns.panels() {
             if !source.whole {
                 source.pack(isa, operands, first + panel, panel);
-            } else if operands.lacks_keys(source.head, first + panel) {
+            } else if operands.must_pack_keys(source.head, first + panel) {
                 source.pack(isa, operands, first + panel, first + panel);
             }
         }
@@ -160,10 +157,11 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             return;
         }
         let PairOperands { keys, values, .. } = &operands.pairs;
+        let v_stride = operands.v_stride;
         for panel in visit.columns.panels() {
             let first = visit.tile.start + panel * PANEL;
             share.ask(isa, keys, first * source.dims, PANEL * source.dims);
-            share.ask(isa, values, first / 2 * source.v_stride, PANEL / 2 * source.v_stride);
+            share.ask(isa, values, first / 2 * v_stride, PANEL / 2 * v_stride);
         }
     }
 
@@ -180,9 +178,9 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         let dims = source.dims;
         let q = &operands.pairs.queries[group.start * dims..];
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
-        let (count, columns) = (group.len(), columns.clone());
-        let rows = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
-        isa.call_bf16(ScorePanels { count, q, dims, panels, from_memory: false, columns, rows });
+        let (rows, columns) = (group.len(), columns.clone());
+        let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
+        isa.call_bf16(ScorePanels { rows, q, dims, panels, from_memory: false, columns, out });
     }
 
     #[inline(always)]
@@ -195,11 +193,11 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
-        let Accumulators { rows: count, acc, stride: acc_stride } = acc;
-        let stride = source.v_stride;
+        let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let stride = operands.v_stride;
         let first = source.first(tile) / 2;
         let (values, rounded) = (&operands.pairs.values, &mut operands.pairs.weights);
-        for row in 0..count {
+        for row in 0..rows {
             narrow_weights(
                 isa,
                 &weights[row * TILE..][runs.columns.clone()],
@@ -218,13 +216,14 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 v_dim: stride,
                 from_memory: false,
             };
-            let rows = WeightedRows {
+            let weighted = WeightedRows {
                 weights,
                 weights_stride: Constant::<{ TILE / 2 }>,
                 acc: &mut *acc,
                 acc_stride,
             };
-            isa.call_bf16(Accumulate { count, values, keys: run.len(), step: usize::MAX, guard, rows });
+            let kernel = Accumulate { rows, values, keys: run.len(), step: usize::MAX, weighted };
+            if guard { isa.call_bf16(Guarded(kernel)) } else { isa.call_bf16(kernel) }
         }
     }
 }
@@ -251,7 +250,8 @@ impl<T: Element> Source<'_, T> {
     /// Lays out the keys and values of a panel as scratch's panel `at`.
     #[inline(always)]
     fn pack<I: Bf16Dot>(&self, isa: I, operands: &mut Operands, panel: usize, at: usize) {
-        let (panel_size, values_size) = (PANEL * self.dims, PANEL / 2 * self.v_stride);
+        let v_stride = operands.v_stride;
+        let (panel_size, values_size) = (PANEL * self.dims, PANEL / 2 * v_stride);
         let out = &mut operands.pairs.keys[at * panel_size..][..panel_size];
         match self.keys {
             Stored::Panels(stored) => {
@@ -262,7 +262,7 @@ impl<T: Element> Source<'_, T> {
         }
         if self.v_dim > 0 {
             let out = &mut operands.pairs.values[at * values_size..][..values_size];
-            pair_values(isa, self.values, self.v_dim, panel * PANEL, out, self.v_stride);
+            pair_values(isa, self.values, self.v_dim, panel * PANEL, out, v_stride);
         }
     }
 }

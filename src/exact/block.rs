@@ -55,7 +55,7 @@ pub(crate) struct Block {
     pub(crate) rows: Range<usize>,
     /// Keys to visit, whole splits (but for the end).
     pub(crate) keys: Range<usize>,
-    /// Whether other blocks will come back to this head's keys, so that packing them pays.
+    /// Whether other blocks will come back to this head's keys, so that packing all of them, and their values, pays.
     pub(crate) shares_keys: bool,
 }
 
@@ -120,7 +120,7 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
 #[inline(always)]
 fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
-    let source = E::open(call, block, &scratch.operands);
+    let source = E::open(call, block);
     let split = call.order.split;
     let core = core(&scratch.rows, call);
     let (mut fresh, mut first_split) = (true, true);

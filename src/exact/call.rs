@@ -15,7 +15,7 @@ use crate::view::{AnyView, View};
 /// The two lengths of the order of operations that bits depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Order {
-    /// Keys that share a running maximum: a multiple of 64, at most 256.
+    /// Keys that share a running maximum: 256, or 64 or 128, which divide it.
     pub(crate) tile: usize,
     /// Keys after which sums start afresh: a multiple of `tile`.
     pub(crate) split: usize,

@@ -10,10 +10,10 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
-use crate::kernel::group::{Accumulate, AccumulatePacked, ScoreKeyRows, ScorePanels};
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
 use crate::kernel::prefetch::Share;
 use crate::kernel::score::{KeyRows, ScoreRows};
+use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
@@ -26,7 +26,7 @@ pub(crate) struct FmaTier;
 /// Where a block's keys and values come from.
 pub(crate) struct Source<'a, T> {
     head_dim: usize,
-    /// What scratch knows the keys' head by.
+    /// What scratch knows the head by.
     head: [usize; 2],
     keys: KeySource<'a, T>,
     /// From key 0 on.
@@ -82,7 +82,7 @@ impl<I: Isa> Tier<I> for FmaTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, _operands: &Operands) -> Source<'a, T> {
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let values = ValueRows {
             data: call.v.from(batch, block.kv_head, k_first),
@@ -124,7 +124,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             }
             KeySource::Packed(stored) => {
                 for panel in columns.panels().map(|panel| first + panel) {
-                    if operands.lacks_keys(source.head, panel) {
+                    if operands.must_pack_keys(source.head, panel) {
                         pack_keys(isa, stored, head_dim, panel, &mut operands.panels);
                     }
                 }
@@ -142,9 +142,9 @@ impl<I: Isa> Tier<I> for FmaTier {
             }
             ValuePacking::Head => {
                 for panel in columns.panels() {
-                    if operands.lacks_values(source.head, first + panel) {
+                    if operands.must_pack_values(source.head, first + panel) {
                         let key = tile.start + panel * PANEL;
-                        let place = tile.start * operands.v_stride + panel * PANEL * VALUE_PANEL;
+                        let place = operands.value_place(key);
                         let there = mutant!("values-packed-to-the-end-of-the-tile", source.kv_len, tile.end);
                         let keys = key..there.min(key + PANEL);
                         pack_values(isa, source.values, keys, TILE, &mut operands.values[place..]);
@@ -165,23 +165,28 @@ impl<I: Isa> Tier<I> for FmaTier {
         let ValueRows { data, stride, v_dim, .. } = source.values;
         let head_dim = source.head_dim;
         for panel in visit.columns.panels() {
-            let first = visit.tile.start + panel * PANEL;
+            let key = visit.tile.start + panel * PANEL;
             match source.keys {
-                KeySource::Panels(panels) => share.ask(isa, panels, first * head_dim, PANEL * head_dim),
-                KeySource::Packed(_) => {
-                    share.ask(isa, &operands.panels, first * head_dim, PANEL * head_dim);
+                KeySource::Packed(_) if operands.has_keys(source.head, key / PANEL) => {
+                    share.ask(isa, &operands.panels, key * head_dim, PANEL * head_dim);
                 }
-                KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
-                    share.ask_rows(isa, rows.data, first, [rows.stride, head_dim]);
+                KeySource::Panels(panels) | KeySource::Packed(Stored::Panels(panels)) => {
+                    share.ask(isa, panels, key * head_dim, PANEL * head_dim);
+                }
+                KeySource::PackedTile(rows)
+                | KeySource::Rows(rows)
+                | KeySource::Packed(Stored::Rows(rows)) => {
+                    share.ask_rows(isa, rows.data, key, [rows.stride, head_dim]);
                 }
             }
-            if let ValuePacking::Head = source.packing {
-                let packed = source.packed_values(operands, &visit.tile);
-                for dims in packed.chunks(TILE * VALUE_PANEL).take(v_dim.div_ceil(VALUE_PANEL)) {
-                    share.ask(isa, dims, panel * PANEL * VALUE_PANEL, PANEL * VALUE_PANEL);
+            match source.packing {
+                ValuePacking::Head if operands.has_values(source.head, key / PANEL) => {
+                    let packed = &operands.values[operands.value_place(key)..];
+                    for dims in packed.chunks(TILE * VALUE_PANEL).take(v_dim.div_ceil(VALUE_PANEL)) {
+                        share.ask(isa, dims, 0, PANEL * VALUE_PANEL);
+                    }
                 }
-            } else {
-                share.ask_rows(isa, data, first, [stride, v_dim]);
+                _ => share.ask_rows(isa, data, key, [stride, v_dim]),
             }
         }
     }
@@ -198,21 +203,21 @@ impl<I: Isa> Tier<I> for FmaTier {
     ) {
         let head_dim = source.head_dim;
         let q = &operands.queries[group.start * head_dim..];
-        let rows = ScoreRows { out: scores, stride: Constant::<TILE>, scale: () };
-        let (count, columns) = (group.len(), columns.clone());
+        let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: () };
+        let (rows, columns) = (group.len(), columns.clone());
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
                 let (panels, from_memory) = (&panels[first..], source.values.from_memory);
-                isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory, columns, rows });
+                isa.call(ScorePanels { rows, q, dims: head_dim, panels, from_memory, columns, out });
             }
             KeySource::Packed(_) | KeySource::PackedTile(_) => {
                 let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
                 let panels = &operands.panels[first..];
-                isa.call(ScorePanels { count, q, dims: head_dim, panels, from_memory: false, columns, rows });
+                isa.call(ScorePanels { rows, q, dims: head_dim, panels, from_memory: false, columns, out });
             }
             KeySource::Rows(keys) => {
-                isa.call(ScoreKeyRows { count, q, head_dim, keys, tile_start: tile.start, columns, rows });
+                isa.call(ScoreKeyRows { rows, q, head_dim, keys, tile_start: tile.start, columns, out });
             }
         }
     }
@@ -225,24 +230,30 @@ impl<I: Isa> Tier<I> for FmaTier {
         tile: &Range<usize>,
         runs: Runs,
         weights: &[f32],
-        mut acc: Accumulators<'_>,
+        acc: Accumulators<'_>,
     ) {
-        let Accumulators { rows: count, ref mut acc, stride: acc_stride } = acc;
-        let (packing, values, step) = (source.packing, source.values, source.step);
+        let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let (values, step) = (source.values, source.step);
         let packed = source.packed_values(operands, tile);
         for (run, guard) in runs.runs {
             if run.is_empty() {
                 continue;
             }
-            let (weights, acc, keys) = (&weights[run.start..], &mut **acc, run.len());
-            let rows = WeightedRows { weights, weights_stride: Constant::<TILE>, acc, acc_stride };
-            if let ValuePacking::None = packing {
-                let data = &values.data[(tile.start + run.start) * values.stride..];
-                let values = ValueRows { data, ..values };
-                isa.call(Accumulate { count, values, keys, step, guard, rows });
-            } else {
+            let weighted = WeightedRows {
+                weights: &weights[run.start..],
+                weights_stride: Constant::<TILE>,
+                acc: &mut *acc,
+                acc_stride,
+            };
+            let keys = run.len();
+            if let Some(packed) = packed {
                 let (values, v_dim) = (&packed[run.start * VALUE_PANEL..], values.v_dim);
-                isa.call(AccumulatePacked { count, values, v_dim, keys, guard, rows });
+                let kernel = AccumulatePacked { rows, values, v_dim, keys, weighted };
+                if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
+            } else {
+                let data = &values.data[(tile.start + run.start) * values.stride..];
+                let kernel = Accumulate { rows, values: ValueRows { data, ..values }, keys, step, weighted };
+                if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
             }
         }
     }
@@ -251,10 +262,11 @@ impl<I: Isa> Tier<I> for FmaTier {
 impl<T> Source<'_, T> {
     /// A tile's packed values, `[v_dim / 16][256][16]`, and what comes after them.
     #[inline(always)]
-    fn packed_values<'o>(&self, operands: &'o Operands, tile: &Range<usize>) -> &'o [f32] {
+    fn packed_values<'o>(&self, operands: &'o Operands, tile: &Range<usize>) -> Option<&'o [f32]> {
         match self.packing {
-            ValuePacking::Head => &operands.values[tile.start * operands.v_stride..],
-            ValuePacking::Tile | ValuePacking::None => &operands.values,
+            ValuePacking::None => None,
+            ValuePacking::Tile => Some(&operands.values),
+            ValuePacking::Head => Some(&operands.values[operands.value_place(tile.start)..]),
         }
     }
 }

@@ -161,7 +161,7 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
             mutant!("scores-of-tiled-heads", q_head / call.problem.group(), q_head % call.problem.kv_heads);
         let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);
         let block = Block { sequence, kv_head, rows, keys: keys.clone(), shares_keys: false };
-        let source = E::open(call, &block, &scratch.operands);
+        let source = E::open(call, &block);
         if targets.stage == ScoreStage::Softmax {
             sum_rows::<I, E, T>(isa, call, &source, scratch, &keys);
         }

@@ -63,6 +63,21 @@ fn key_lengths_around_every_tile_and_split() {
     }
 }
 
+/// Blocks of rows that share the keys and values that are packed.
+#[test]
+fn shared_keys_and_values() {
+    for (at, order) in ORDERS.into_iter().enumerate() {
+        for (index, [kv_len, v_dim]) in [[500, 40], [333, 16], [257, 17]].into_iter().enumerate() {
+            let rules = Rules::FEW[(at + index) % Rules::FEW.len()];
+            let storage = STORAGES[(at + index) % STORAGES.len()];
+            let case = Case { heads: [2, 1], q_len: 100, kv_len, v_dim, rules, storage, ..Case::default() };
+            for level in levels() {
+                verify(case.possible(), order, level, 1 + index % 2);
+            }
+        }
+    }
+}
+
 #[test]
 fn random_cases() {
     for seed in 0..1500 {

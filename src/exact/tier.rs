@@ -59,11 +59,9 @@ pub(crate) trait Tier<I: Isa> {
     );
 
     /// Chooses where keys and values come from.
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, operands: &Operands)
-    -> Self::Source<'a, T>;
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Self::Source<'a, T>;
 
-    /// Lays out those of a tile's keys and values that hold `columns`, if they are to be laid out: once where the head's
-    /// blocks share them.
+    /// Lays out those of a tile's keys and values that hold `columns` and are to be laid out, but are not yet.
     fn enter_tile<T: Element>(
         isa: I,
         source: &Self::Source<'_, T>,

@@ -8,6 +8,7 @@ use super::peaks::PeakBuffer;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
+use crate::kernel::pack::VALUE_PANEL;
 use crate::mask::{TILE, TileBits};
 use crate::panels::PANEL;
 use crate::problem::Problem;
@@ -65,12 +66,14 @@ pub(crate) struct PairOperands {
     pub(crate) weights: AlignedBuf<Pair>,
 }
 
-/// Which panels of which head lie packed in scratch.
+/// Which panels of 64 keys, or their values, of which head lie packed in scratch.
 #[derive(Debug)]
 struct Packed {
     head: Option<[usize; 2]>,
-    /// Of keys, and of values (where those are packed by themselves): a bit for each panel there is room for.
-    panels: [Vec<u64>; 2],
+    /// A bit for each panel of keys that there is room for.
+    keys: Vec<u64>,
+    /// The same of values, where a whole head's are packed by themselves.
+    values: Vec<u64>,
 }
 
 /// How large scratch has to be, in elements of 4 bytes: `f32`, or [`Pair`].
@@ -85,8 +88,10 @@ pub(crate) struct ScratchSizes {
     keys: usize,
     /// Panels of keys.
     panels: usize,
-    /// Packed values.
+    /// Packed values: as many as keys where blocks share them, and then all of a head's lie there.
     values: usize,
+    /// Panels of values that are packed by themselves.
+    value_panels: usize,
     /// Weights of the bf16 tier.
     weights: usize,
 }
@@ -99,7 +104,8 @@ impl ScratchSizes {
             let rows = problem.group().checked_mul(problem.max_q_len)?;
             let keys = problem.max_kv_len.checked_next_multiple_of(PANEL)?.max(TILE);
             // One block reads each key once: a tile of panels is enough.
-            let keys = if rows <= FEW_ROWS { TILE } else { keys };
+            let shared = rows > FEW_ROWS;
+            let keys = if shared { keys } else { TILE };
             let rows = BLOCK_ROWS.min(rows.max(MAX_ROWS));
             let bf16_dot = matches!(engine, Engine::Bf16Dot(_));
             let values = match engine {
@@ -117,7 +123,8 @@ impl ScratchSizes {
                 acc_stride,
                 queries: rows.checked_mul(dims)?,
                 keys: keys.checked_mul(dims)?,
-                panels: keys.div_ceil(PANEL),
+                panels: keys / PANEL,
+                value_panels: if shared && !bf16_dot && values > 0 { keys / PANEL } else { 0 },
                 values: values.checked_mul(acc_stride)?,
                 weights: if bf16_dot { MAX_ROWS * TILE / 2 } else { 0 },
             })
@@ -130,7 +137,7 @@ impl ScratchSizes {
     }
 
     /// How much there is of everything; scratch serves where none of it is more.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 10] {
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 11] {
         let in_tier = |tier, size| if self.bf16_dot == tier { size } else { 0 };
         [
             ("rows of a block", self.rows),
@@ -139,6 +146,7 @@ impl ScratchSizes {
             ("elements for keys", in_tier(false, self.keys)),
             ("panels of keys", self.panels),
             ("elements for values", in_tier(false, self.values)),
+            ("panels of values", self.value_panels),
             ("pairs for queries in bf16", in_tier(true, self.queries)),
             ("pairs for keys in bf16", in_tier(true, self.keys)),
             ("pairs for values in bf16", in_tier(true, self.values)),
@@ -148,7 +156,8 @@ impl ScratchSizes {
 
     /// Bytes of a [`Scratch`].
     pub(crate) fn bytes(&self) -> Option<usize> {
-        let lists = self.rows * LISTED_ROW + 2 * self.panels.div_ceil(64) * size_of::<u64>();
+        let words = self.panels.div_ceil(64) + self.value_panels.div_ceil(64);
+        let lists = self.rows * LISTED_ROW + words * size_of::<u64>();
         self.elements()?.checked_mul(size_of::<f32>())?.checked_add(size_of::<Scratch>() + lists)
     }
 
@@ -188,7 +197,7 @@ impl Scratch {
         })
     }
 
-    /// Forgets packed keys and takes on a plan's strides; every call starts with it.
+    /// Forgets packed keys and values and takes on a plan's strides; every call starts with it.
     pub(crate) fn start(&mut self, sizes: &ScratchSizes) {
         self.operands.packed.head = mutant!("packed-keys-of-the-last-call", None, self.operands.packed.head);
         self.operands.v_stride = sizes.acc_stride;
@@ -216,8 +225,8 @@ impl Operands {
     fn new(sizes: &ScratchSizes) -> Result<Self, AttentionError> {
         let singles = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { 0 } else { len });
         let pairs = |len| AlignedBuf::zeroed("workspace", if sizes.bf16_dot { len } else { 0 });
-        let bits = || {
-            let (mut bits, words) = (Vec::new(), sizes.panels.div_ceil(64));
+        let bits = |panels: usize| {
+            let (mut bits, words) = (Vec::new(), panels.div_ceil(64));
             let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes: words.saturating_mul(8) };
             bits.try_reserve_exact(words).map_err(error)?;
             bits.resize(words, 0);
@@ -234,20 +243,41 @@ impl Operands {
                 weights: pairs(sizes.weights)?,
             },
             v_stride: sizes.acc_stride,
-            packed: Packed { head: None, panels: [bits()?, bits()?] },
+            packed: Packed { head: None, keys: bits(sizes.panels)?, values: bits(sizes.value_panels)? },
         })
     }
 
-    /// Whether a panel of a head's keys does not lie packed at its own place; notes it as if it did: the caller packs it.
+    /// Whether a panel of a head's keys lies packed at its own place.
     #[inline]
-    pub(crate) fn lacks_keys(&mut self, head: [usize; 2], panel: usize) -> bool {
-        self.packed.lacks(0, head, panel)
+    pub(crate) fn has_keys(&self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.head == Some(head) && has(&self.packed.keys, panel)
     }
 
     /// The same of values.
     #[inline]
-    pub(crate) fn lacks_values(&mut self, head: [usize; 2], panel: usize) -> bool {
-        self.packed.lacks(1, head, panel)
+    pub(crate) fn has_values(&self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.head == Some(head) && has(&self.packed.values, panel)
+    }
+
+    /// Whether a panel of a head's keys is to be packed; notes it as packed, which the caller sees to.
+    #[inline]
+    pub(crate) fn must_pack_keys(&mut self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.turn_to(head);
+        note(&mut self.packed.keys, panel)
+    }
+
+    /// The same of values.
+    #[inline]
+    pub(crate) fn must_pack_values(&mut self, head: [usize; 2], panel: usize) -> bool {
+        self.packed.turn_to(head);
+        note(&mut self.packed.values, panel)
+    }
+
+    /// Where a key's values lie among a head's packed values, those of the first 16 dimensions: tiles of 256 keys, one after
+    /// another.
+    #[inline(always)]
+    pub(crate) fn value_place(&self, key: usize) -> usize {
+        key / TILE * TILE * self.v_stride + key % TILE * VALUE_PANEL
     }
 
     fn bytes(&self) -> usize {
@@ -259,27 +289,38 @@ impl Operands {
             + keys.bytes()
             + values.bytes()
             + weights.bytes()
-            + self.packed.panels.iter().map(|bits| bits.capacity() * size_of::<u64>()).sum::<usize>()
+            + (self.packed.keys.capacity() + self.packed.values.capacity()) * size_of::<u64>()
     }
 }
 
 impl Packed {
+    /// Forgets what is packed if it is another head's.
     #[inline]
-    fn lacks(&mut self, operand: usize, head: [usize; 2], panel: usize) -> bool {
+    fn turn_to(&mut self, head: [usize; 2]) {
         let known = mutant!(
             "packed-keys-of-another-sequence",
             self.head == Some(head),
             self.head.is_some_and(|of| of[1] == head[1])
         );
         if !known {
-            self.panels.iter_mut().for_each(|bits| bits.fill(0));
+            self.keys.fill(0);
+            mutant!("packed-values-of-another-head", self.values.fill(0), ());
             self.head = Some(head);
         }
-        let (word, bit) = (&mut self.panels[operand][panel / 64], 1 << (panel % 64));
-        let lacks = *word & bit == 0;
-        *word |= bit;
-        lacks
     }
+}
+
+#[inline]
+fn has(bits: &[u64], panel: usize) -> bool {
+    bits[panel / 64] >> (panel % 64) & 1 == 1
+}
+
+/// Notes a panel; whether it was not there.
+#[inline]
+fn note(bits: &mut [u64], panel: usize) -> bool {
+    let missing = !has(bits, panel);
+    bits[panel / 64] |= 1 << (panel % 64);
+    missing
 }
 
 /// A workspace lent to a call.

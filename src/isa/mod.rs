@@ -5,7 +5,8 @@
 //! [`Isa`], and entered through [`Level::dispatch`], which is the one place that names target features.
 //! Everything between the dispatch and a token's method has to be `#[inline(always)]`: the code gets its target
 //! features by being inlined into the dispatch shim, and a call that is not inlined runs without them, some
-//! fifty times slower and silently so.
+//! fifty times slower and silently so. What several kernels share can be a kernel of its own: [`Isa::call`] and
+//! [`Bf16Dot::call_bf16`] enter it with the features they are called with.
 //!
 //! This module and its children are the only ones that name `core::arch`.
 
@@ -303,7 +304,7 @@ impl Level {
             }
             _ => {}
         }
-        portable::Portable.call(kernel)
+        portable::Portable.call(kernel) // as a function: there is no shim that makes one of it
     }
 }
 

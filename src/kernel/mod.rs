@@ -12,15 +12,15 @@
 //!
 //! What a step of a sum is (a multiply-add, or a bf16 dot product of pairs) is a parameter: [`product::Product`].
 //!
-//! Everything here is `#[inline(always)]`, see [`crate::isa`]; [`group`] makes functions of it. It is free of closures, which need not be inlined. Loops over
-//! constants index several arrays at once: they unroll into registers, and read like the formula.
+//! Everything here is `#[inline(always)]`, see [`crate::isa`], and free of closures, which need not be inlined; [`tiles`] makes
+//! functions of it. Loops over constants index several arrays at once: they unroll into registers, and read like the formula.
 #![allow(clippy::needless_range_loop, reason = "see above: register tiles are indexed by constants")]
 
-pub(crate) mod group;
 pub(crate) mod pack;
 pub(crate) mod prefetch;
 pub(crate) mod product;
 pub(crate) mod score;
+pub(crate) mod tiles;
 pub(crate) mod value;
 
 use crate::element::Element;

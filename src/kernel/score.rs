@@ -10,7 +10,7 @@ use crate::panels::PANEL;
 use std::ops::Range;
 
 /// Where scores go: `MR` rows of a buffer.
-pub(crate) struct ScoreRows<'a, S, D = usize> {
+pub(crate) struct ScoreRows<'a, S, D> {
     /// The buffer, from the first row's first key of the tile on.
     pub(crate) out: &'a mut [f32],
     pub(crate) stride: D,

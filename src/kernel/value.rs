@@ -19,7 +19,7 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
 }
 
 /// Weights and accumulators of `MR` rows.
-pub(crate) struct WeightedRows<'a, W, D = usize> {
+pub(crate) struct WeightedRows<'a, W, D> {
     /// Weights, from the first row's first key on.
     pub(crate) weights: &'a [W],
     pub(crate) weights_stride: D,

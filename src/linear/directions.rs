@@ -3,8 +3,8 @@
 use super::projection::Projection;
 use crate::error::AttentionError;
 use crate::isa::Isa;
-use crate::kernel::group::ScorePanels;
 use crate::kernel::score::ScoreRows;
+use crate::kernel::tiles::ScorePanels;
 use crate::kernel::{Constant, MAX_ROWS};
 use crate::panels::PANEL;
 use std::ops::Range;
@@ -57,13 +57,13 @@ impl Directions {
             let (rows, count) = (&self.rows[..], self.rows.len() / dims);
             for first in (0..count).step_by(MAX_ROWS) {
                 isa.call(ScorePanels {
-                    count: MAX_ROWS.min(count - first),
+                    rows: MAX_ROWS.min(count - first),
                     q: &rows[first * dims..],
                     dims,
                     panels: panel,
                     from_memory: false,
                     columns: columns.clone(),
-                    rows: ScoreRows { out: &mut out[first * PANEL..], stride: Constant::<PANEL>, scale: () },
+                    out: ScoreRows { out: &mut out[first * PANEL..], stride: Constant::<PANEL>, scale: () },
                 });
             }
             return;
@@ -76,9 +76,15 @@ impl Directions {
         }
         for (panel, out) in self.panels.chunks_exact(dims * PANEL).zip(out.chunks_mut(PANEL * PANEL)) {
             let products = &mut products[..PANEL];
-            let rows = ScoreRows { out: &mut *products, stride: Constant::<PANEL>, scale: () };
-            let (q, panels, columns) = (&*x, panel, 0..PANEL);
-            isa.call(ScorePanels { count: 1, q, dims, panels, from_memory: false, columns, rows });
+            isa.call(ScorePanels {
+                rows: 1,
+                q: &*x,
+                dims,
+                panels: panel,
+                from_memory: false,
+                columns: 0..PANEL,
+                out: ScoreRows { out: &mut *products, stride: Constant::<PANEL>, scale: () },
+            });
             for (out, &product) in out.chunks_exact_mut(PANEL).zip(&*products) {
                 out[column] = product;
             }

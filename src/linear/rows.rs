@@ -13,9 +13,9 @@ use super::gauge::bits;
 use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
-use crate::kernel::group::{Accumulate, ScorePanels};
 use crate::kernel::pack::merge_row;
 use crate::kernel::score::ScoreRows;
+use crate::kernel::tiles::{Accumulate, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::kernel::{Constant, MAX_ROWS};
 use crate::math::vector;
@@ -152,7 +152,7 @@ impl Kernel for Rows<'_> {
             _ => (&**transposed, features),
         };
         let sums = ValueRows { data: state.sums, stride: v_stride, v_dim, from_memory: false };
-        let sums_there = if has_state { features } else { 0 };
+        let features_there = if has_state { features } else { 0 };
         let values = ValueRows { data: values, stride: v_stride, v_dim, from_memory: false };
         for first in rows.clone().step_by(MAX_ROWS) {
             let group = first..rows.end.min(first + MAX_ROWS);
@@ -171,15 +171,26 @@ impl Kernel for Rows<'_> {
                 acc: &mut *acc,
                 acc_stride: v_stride,
             };
-            let (count, step, guard) = (group.len(), FEATURE_STEP, false);
-            isa.call(Accumulate { count, values: sums, keys: sums_there, step, guard, rows: weighted });
+            isa.call(Accumulate {
+                rows: group.len(),
+                values: sums,
+                keys: features_there,
+                step: FEATURE_STEP,
+                weighted,
+            });
             let (right, scale) = match pairs {
                 Pairs::Features(keys) | Pairs::Decayed { keys, .. } => (keys, 1.0),
                 Pairs::Exact { keys, scale } => (keys, scale),
             };
-            let (q, panels, from_memory) = (&left[first * dims..], right, false);
-            let rows = ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () };
-            isa.call(ScorePanels { count, q, dims, panels, from_memory, columns, rows });
+            isa.call(ScorePanels {
+                rows: group.len(),
+                q: &left[first * dims..],
+                dims,
+                panels: right,
+                from_memory: false,
+                columns,
+                out: ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () },
+            });
             for (index, row) in group.clone().enumerate() {
                 let scores = &mut scores[index * PANEL..][..PANEL];
                 let keys = keys.start..seen(row).max(keys.start);
@@ -194,18 +205,19 @@ impl Kernel for Rows<'_> {
                 }
                 denominators[row] += sum_columns(isa, scores, keys);
             }
-            let rows = WeightedRows {
+            let weighted = WeightedRows {
                 weights: &scores[shared.start..],
                 weights_stride: PANEL,
                 acc: &mut *own,
                 acc_stride: v_stride,
             };
             let block = ValueRows { data: &values.data[shared.start * v_stride..], ..values };
-            isa.call(Accumulate { count, values: block, keys: shared.len(), step: PANEL, guard, rows });
+            let (rows, keys) = (group.len(), shared.len());
+            isa.call(Accumulate { rows, values: block, keys, step: PANEL, weighted });
             for (index, row) in group.clone().enumerate() {
                 let seen_alone = shared.end..seen(row).max(shared.end);
                 let own = &mut own[index * v_stride..][..v_stride];
-                let rows = WeightedRows {
+                let weighted = WeightedRows {
                     weights: &scores[index * PANEL + seen_alone.start..],
                     weights_stride: PANEL,
                     acc: &mut *own,
@@ -213,7 +225,7 @@ impl Kernel for Rows<'_> {
                 };
                 let block = ValueRows { data: &values.data[seen_alone.start * v_stride..], ..values };
                 let keys = seen_alone.len();
-                isa.call(Accumulate { count: 1, values: block, keys, step: PANEL, guard, rows });
+                isa.call(Accumulate { rows: 1, values: block, keys, step: PANEL, weighted });
                 // By themselves first, as the weights are: next to all keys before, each would round away the same way.
                 let factor = if has_state { factors[row] } else { 0.0 };
                 merge_row(isa, &mut acc[index * v_stride..][..v_stride], factor, own, 1.0);

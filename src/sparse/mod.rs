@@ -5,7 +5,8 @@
 //! row 0     ##                                  # full: no bits, runs as in a dense call
 //! row 1     #####                               / partial: bits, equal blocks stored once
 //! row 2     ##  ######
-//! row 3     ##       #####/                     what is blank is neither scored nor packed nor read
+//! row 3     ##       #####/                     what is blank is not scored, nor read but for the rest
+//!                                               of a panel of 64 keys
 //! ```
 //!
 //! A [`BlockLayout`] is made by one of the builders below, a [`BlockMask`] deals layouts to sequences and heads, and

@@ -9,7 +9,7 @@ use lucid_attention::{
 
 /// At least what all calls need, of everything.
 const LARGE: Problem =
-    Problem { q_heads: 4, kv_heads: 2, head_dim: 37, v_dim: 50, max_q_len: 40, max_kv_len: 3000 };
+    Problem { q_heads: 4, kv_heads: 2, head_dim: 37, v_dim: 50, max_q_len: 110, max_kv_len: 3000 };
 
 fn plan(level: Level, bf16_dot: bool, problem: &Problem) -> Plan {
     let options =
@@ -41,10 +41,12 @@ fn after_calls_of_nan(large: Problem, own_plan: bool) {
     let bias = View::new(&bias, [1; 4]).expect("a bias");
     // Several splits of keys.
     let decode = Case { heads: [4, 2], q_len: 1, kv_len: 2500, head_dim: 11, v_dim: 18, ..Case::default() };
+    // Several blocks of rows, which share what is packed.
+    let blocks = Case { heads: [4, 2], q_len: 60, kv_len: 333, head_dim: 11, v_dim: 18, ..Case::default() };
     for (level, bf16_dot) in tiers() {
         let large = plan(level, bf16_dot, &large);
         let mut workspace = large.workspace().expect("memory");
-        for case in cases().chain([decode]) {
+        for case in cases().chain([decode, blocks]) {
             let _announced = announce(&case);
             for operands in &nan {
                 let out = run_in(&mut workspace, &large, &operands.inputs().bias(bias));
@@ -75,15 +77,16 @@ fn made_for_a_larger_plan() {
 /// Keys of another call with the same head: nothing packed for one serves the other.
 #[test]
 fn used_for_other_keys() {
-    let cases =
-        [1, 2].map(|seed| Case { seed, heads: [2, 1], q_len: 60, kv_len: 70, ..Case::default() }.possible());
+    let like = Case { heads: [2, 1], q_len: 60, kv_len: 333, v_dim: 40, ..Case::default() };
+    let cases = [1, 2].map(|seed| Case { seed, ..like }.possible());
     let calls = cases.map(|case| case.operands::<f32, f32>(Place::Heap));
-    for level in levels() {
-        let plan = plan(level, false, &Problem::of(&calls[0].inputs()));
+    for (level, bf16_dot) in tiers() {
+        let plan = plan(level, bf16_dot, &Problem::of(&calls[0].inputs()));
         let mut workspace = plan.workspace().expect("memory");
         for operands in &calls {
             let got = run_in(&mut workspace, &plan, &operands.inputs());
-            assert_same(&got, &run(&operands.inputs(), &Ask::at(level)).out, &format!("{level}"));
+            let expected = run(&operands.inputs(), &Ask { bf16_dot, ..Ask::at(level) }).out;
+            assert_same(&got, &expected, &format!("{level}, bf16 {bf16_dot}"));
         }
     }
 }

@@ -7,9 +7,9 @@ use super::super::state::{StateShape, UnitState, rescale};
 use crate::element::Element;
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::MAX_ROWS;
-use crate::kernel::group::Accumulate;
 use crate::kernel::pack::{pack_panels, widen};
 use crate::kernel::score::KeyRows;
+use crate::kernel::tiles::Accumulate;
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::math::vector;
 use crate::panels::PANEL;
@@ -91,13 +91,14 @@ impl Kernel for Fold<'_, '_> {
         };
         for first in (0..features).step_by(MAX_ROWS) {
             let weights = &keys[first * PANEL + columns.start..];
-            let count = MAX_ROWS.min(features - first);
+            let rows = MAX_ROWS.min(features - first);
             // By themselves first, as the norms are: next to all keys before, each would round away the same way.
-            let acc = &mut acc[..count * v_stride];
+            let acc = &mut acc[..rows * v_stride];
             acc.fill(0.0);
-            let rows = WeightedRows { weights, weights_stride: PANEL, acc: &mut *acc, acc_stride: v_stride };
-            isa.call(Accumulate { count, values, keys: columns.len(), step: PANEL, guard: false, rows });
-            let sums = unit.sums[first * v_stride..][..count * v_stride].chunks_exact_mut(I::LANES);
+            let weighted =
+                WeightedRows { weights, weights_stride: PANEL, acc: &mut *acc, acc_stride: v_stride };
+            isa.call(Accumulate { rows, values, keys: columns.len(), step: PANEL, weighted });
+            let sums = unit.sums[first * v_stride..][..rows * v_stride].chunks_exact_mut(I::LANES);
             for (sum, block) in sums.zip(acc.chunks_exact(I::LANES)) {
                 isa.store(isa.add(isa.load(sum), isa.load(block)), sum);
             }

@@ -6,9 +6,9 @@ use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::MAX_ROWS;
-use crate::kernel::group::ScorePanels;
 use crate::kernel::pack::widen;
 use crate::kernel::score::ScoreRows;
+use crate::kernel::tiles::ScorePanels;
 use crate::panels::{KeyPanels, PANEL};
 use crate::parallel::for_each_part_with;
 use crate::random::Normals;
@@ -172,13 +172,13 @@ impl<T: Element> Kernel for Hash<'_, T> {
                 widen_row(isa, x, [unit / heads, unit % heads, token], row);
             }
             isa.call(ScorePanels {
-                count,
+                rows: count,
                 q: &rows[..count * dim],
                 dims: dim,
                 panels,
                 from_memory: false,
                 columns: 0..columns,
-                rows: ScoreRows { out: &mut *scores, stride: columns, scale: () },
+                out: ScoreRows { out: &mut *scores, stride: columns, scale: () },
             });
             for (token, scores) in (first..).zip(scores.chunks_exact(columns)).take(count) {
                 for (round, scores) in scores.chunks_exact(half).enumerate().take(rotations.rounds) {

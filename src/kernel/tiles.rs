@@ -1,0 +1,188 @@
+//! The register tiles as functions of their own, for up to [`MAX_ROWS`](super::MAX_ROWS) rows: what several kernels run is
+//! compiled once for a level, a product, a storage type and what strides are constants. Inlined into each of them, tiles were
+//! two thirds of the crate's code, and compiling it took six times as long. A call costs some nanoseconds and is for a tile's
+//! worth of work.
+//!
+//! Products of layers ([`crate::module::Linear`]) inline their tiles: what they prefetch is different for each group.
+
+use super::pack::VALUE_PANEL;
+use super::prefetch::Ahead;
+use super::product::{Dot, Fma, Product};
+use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
+use super::value::{ValueRows, WeightedRows, accumulate};
+use super::{Constant, Stride, rows_const};
+use crate::element::Element;
+use crate::isa::{Bf16Dot, Bf16Kernel, Isa, Kernel};
+use crate::mask::TILE;
+use half::bf16;
+use std::ops::Range;
+
+type Pair = [bf16; 2];
+
+/// [`score_panels`] for so many rows.
+pub(crate) struct ScorePanels<'a, F, S, C, D> {
+    pub(crate) rows: usize,
+    /// Rows of `dims` factors.
+    pub(crate) q: &'a [F],
+    pub(crate) dims: usize,
+    pub(crate) panels: &'a [S],
+    /// Whether panels are expected to come from memory.
+    pub(crate) from_memory: bool,
+    pub(crate) columns: Range<usize>,
+    pub(crate) out: ScoreRows<'a, C, D>,
+}
+
+impl<F, S: Copy, C, D: Stride> ScorePanels<'_, F, S, C, D> {
+    #[inline(always)]
+    fn run_product<I: Isa, P: Product<I, Factor = F, Stored = S, Scale = C>>(self, isa: I) {
+        let Self { rows, q, dims, panels, from_memory, columns, out } = self;
+        let panels = Panels { data: panels, ahead: Ahead::Near { from_memory } };
+        rows_const!(rows, MR => score_panels::<I, P, MR>(isa, q, dims, panels, columns, out));
+    }
+}
+
+impl<T: Element, D: Stride> Kernel for ScorePanels<'_, f32, T, (), D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.run_product::<I, Fma<T>>(isa);
+    }
+}
+
+impl Bf16Kernel for ScorePanels<'_, Pair, Pair, f32, Constant<TILE>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Bf16Dot>(self, isa: I) {
+        self.run_product::<I, Dot>(isa);
+    }
+}
+
+/// [`score_rows`] for so many rows.
+pub(crate) struct ScoreKeyRows<'a, T> {
+    pub(crate) rows: usize,
+    pub(crate) q: &'a [f32],
+    pub(crate) head_dim: usize,
+    pub(crate) keys: KeyRows<'a, T>,
+    pub(crate) tile_start: usize,
+    pub(crate) columns: Range<usize>,
+    pub(crate) out: ScoreRows<'a, (), Constant<TILE>>,
+}
+
+impl<T: Element> Kernel for ScoreKeyRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { rows, q, head_dim, keys, tile_start, columns, out } = self;
+        rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, keys, tile_start, columns, out));
+    }
+}
+
+/// [`accumulate`] for so many rows: adds `keys` keys (or pairs of keys), `step` of them at a time.
+pub(crate) struct Accumulate<'a, F, S, V, W> {
+    pub(crate) rows: usize,
+    pub(crate) values: ValueRows<'a, S, V>,
+    pub(crate) keys: usize,
+    pub(crate) step: usize,
+    pub(crate) weighted: WeightedRows<'a, F, W>,
+}
+
+/// The same without keys whose weight is marked as removed.
+pub(crate) struct Guarded<K>(pub(crate) K);
+
+impl<F, S: Copy, V: Stride, W: Stride> Accumulate<'_, F, S, V, W> {
+    #[inline(always)]
+    fn run_product<I: Isa, P: Product<I, Factor = F, Stored = S>, const GUARD: bool>(self, isa: I) {
+        let Self { rows, values, keys, step, weighted } = self;
+        rows_const!(rows, MR => accumulate::<I, P, MR, GUARD>(isa, values, keys, step, weighted));
+    }
+}
+
+impl<T: Element, V: Stride, W: Stride> Kernel for Accumulate<'_, f32, T, V, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.run_product::<I, Fma<T>, false>(isa);
+    }
+}
+
+impl<T: Element, V: Stride, W: Stride> Kernel for Guarded<Accumulate<'_, f32, T, V, W>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.0.run_product::<I, Fma<T>, true>(isa);
+    }
+}
+
+/// Weights of a tile, in pairs.
+type PairedTile = Constant<{ TILE / 2 }>;
+
+impl Bf16Kernel for Accumulate<'_, Pair, Pair, usize, PairedTile> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Bf16Dot>(self, isa: I) {
+        self.run_product::<I, Dot, false>(isa);
+    }
+}
+
+impl Bf16Kernel for Guarded<Accumulate<'_, Pair, Pair, usize, PairedTile>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Bf16Dot>(self, isa: I) {
+        self.0.run_product::<I, Dot, true>(isa);
+    }
+}
+
+/// [`Accumulate`] from packed values, `[v_dim / 16][TILE][16]` (see [`pack_values`](super::pack::pack_values)).
+pub(crate) struct AccumulatePacked<'a> {
+    pub(crate) rows: usize,
+    /// From the first key to add on, in the first panel of dimensions.
+    pub(crate) values: &'a [f32],
+    pub(crate) v_dim: usize,
+    pub(crate) keys: usize,
+    pub(crate) weighted: WeightedRows<'a, f32, Constant<TILE>>,
+}
+
+impl AccumulatePacked<'_> {
+    #[inline(always)]
+    fn run_guard<I: Isa, const GUARD: bool>(self, isa: I) {
+        let Self { rows, values, v_dim, keys, weighted } = self;
+        let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
+        for first in (0..v_dim).step_by(VALUE_PANEL) {
+            let values = ValueRows {
+                // On to the end: what comes next is what is read next.
+                data: &values[first * TILE..],
+                stride: Constant::<VALUE_PANEL>,
+                v_dim: VALUE_PANEL,
+                from_memory: false,
+            };
+            let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
+            let step = usize::MAX;
+            Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
+        }
+    }
+}
+
+impl Kernel for AccumulatePacked<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.run_guard::<I, false>(isa);
+    }
+}
+
+impl Kernel for Guarded<AccumulatePacked<'_>> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.0.run_guard::<I, true>(isa);
+    }
+}
