@@ -104,6 +104,8 @@ pub struct Inputs<'a, Q, T: Element> {
     pub(crate) sinks: Option<&'a [f32]>,
     pub(crate) dropout: Option<Dropout>,
     pub(crate) cancel: Option<&'a CancelToken>,
+    /// Whether the pool's workers have just been at work.
+    pub(crate) awake: bool,
 }
 
 impl<Q, T: Element> Clone for Inputs<'_, Q, T> {
@@ -131,6 +133,7 @@ impl<'a, Q: Element, T: Element> Inputs<'a, Q, T> {
             sinks: None,
             dropout: None,
             cancel: None,
+            awake: false,
         }
     }
 

@@ -252,10 +252,11 @@ pub fn check<Q: Element, T: Element>(
     })?;
     let v = rounded(v_shape, |index| inputs.v.get(index).map(|x| x.to_f32()))?;
     let (q, k, v) = (View::new(&q, q_shape)?, View::new(&k, k_shape)?, View::new(&v, v_shape)?);
-    let Inputs { mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel, .. } = *inputs;
+    let Inputs { mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel, awake, .. } =
+        *inputs;
     let k = Keys::Rows(k);
     let inputs =
-        Inputs { q, k, v, mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel };
+        Inputs { q, k, v, mask, q_start, ragged, scale, softcap, alibi, bias, sinks, dropout, cancel, awake };
     check_against(&inputs, out, lse, bound)
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) dropout: Option<Dropout>,
     /// What stops it.
     pub(crate) cancel: Option<&'a CancelToken>,
+    /// Whether the pool's workers have just been at work.
+    pub(crate) awake: bool,
     /// What to sum up for metrics.
     pub(crate) measures: Option<Measures>,
     /// An estimate of the work from sizes and masks' intervals: multiply-adds, and bytes of keys and values.
@@ -92,6 +94,7 @@ impl<'a, T: Element> Call<'a, T> {
             sinks: inputs.sinks,
             dropout: inputs.dropout.filter(|dropout| dropout.rate > 0.0),
             cancel: inputs.cancel,
+            awake: inputs.awake,
             measures: None,
             work: [0.0; 2],
         };

@@ -45,7 +45,9 @@ impl Grid {
         let problem = &call.problem;
         let units = call.sequences.count().saturating_mul(problem.kv_heads);
         let rows = problem.max_q_len.saturating_mul(problem.group());
-        let workers = if tile::worth_spreading(call.work) { parallel::workers(max_workers) } else { 1 };
+        let spreads =
+            if call.awake { tile::worth_sharing(call.work) } else { tile::worth_spreading(call.work) };
+        let workers = if spreads { parallel::workers(max_workers) } else { 1 };
         let (keys, split) = (problem.max_kv_len, call.order.split);
         let splits = mutant!("last-split-is-lost", keys.div_ceil(split), (keys / split).max(1));
         let block_rows = tile::block_rows(rows, units, workers, splits);

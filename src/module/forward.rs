@@ -413,6 +413,7 @@ impl MultiHeadAttention {
             scale: Some(self.config.scale() * inputs.logit_scale.unwrap_or(1.0)),
             softcap: self.config.softcap,
             dropout: inputs.training.map(|seed| Dropout { rate: self.config.dropout, seed }),
+            awake: self.spreads(inputs),
             cancel: mutant!("layers-do-not-stop-in-attention", inputs.cancel, None),
             ..attend
         })

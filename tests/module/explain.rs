@@ -145,3 +145,20 @@ fn refused_and_uncounted() {
     let rows = |metrics: Metrics| metrics.overall().rows();
     assert_eq!(module.metrics().map(rows), Some(0));
 }
+
+/// Attention between products that are spread over the pool is spread from less work on: workers are awake.
+#[cfg(feature = "rayon")]
+#[test]
+fn attention_between_spread_products() {
+    let module = module(config(), InputDims::all(DIM), ModuleOptions::default());
+    let data = numbers(16 * DIM, 2);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+    let explained = |tokens: usize| {
+        let x = tensor(&data[..tokens * DIM], &[tokens, DIM]);
+        pool.install(|| module.explain(&ModuleInputs::self_attention(x)).expect("a valid call"))
+    };
+    let layer = explained(16);
+    assert!(layer.output.threads == 2 && layer.attention.estimated_microseconds < 60.0, "{layer}");
+    assert_eq!(layer.attention.threads, 2, "{layer}");
+    assert_eq!(explained(2).attention.threads, 1, "too little, awake or not");
+}
