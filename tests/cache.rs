@@ -84,6 +84,7 @@ fn what_does_not_fit_changes_nothing() {
     let k = |batch, heads, tokens, dim| View::new(&k, [batch, heads, tokens, dim]).unwrap();
     let v = |batch, heads, tokens, dim| View::new(&v, [batch, heads, tokens, dim]).unwrap();
     cache.append(k(2, 3, 10, 19), v(2, 3, 10, 21)).unwrap();
+    assert!(!cache.is_empty() && !cache.keys().is_empty());
     let shape = |operand, axis, expected, got| AttentionError::Shape { operand, axis, expected, got };
     let room = AttentionError::TooLarge { operand: "keys", axis: "tokens", limit: 310, got: 311 };
     for (keys, values, expected) in [

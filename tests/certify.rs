@@ -212,4 +212,7 @@ fn certificates_merge() {
     assert_eq!((both.elements, both.violations), (2 * right.elements, 1));
     assert_eq!((both.worst, &both.violation), (wrong.worst, &wrong.violation));
     assert_eq!(both.worst_lse, right.worst_lse);
+    both.uncertified_rows = 3;
+    both.merge(&both.clone());
+    assert_eq!((both.uncertified_rows, both.violations), (6, 2));
 }

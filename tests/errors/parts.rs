@@ -16,6 +16,7 @@ fn views() {
         assert_error(View::with_strides(&NUMBERS, [3, 3, 3, 3], strides), &overflow("view"));
         assert_error(ViewMut::with_strides(&mut [0.0], [3, 3, 3, 3], strides), &overflow("output view"));
     }
+    assert_eq!(View::new(&NUMBERS[..25], [1, 2, 3, 4]).unwrap().data(), &NUMBERS[..25], "all of it");
     assert_error(View::new(&NUMBERS[..23], [1, 2, 3, 4]), &short("view", 24, 23));
     assert_error(ViewMut::new(&mut [0.0; 23], [1, 2, 3, 4]), &short("output view", 24, 23));
     assert_error(View::split_qkv(&NUMBERS[..31], 1, 2, [2, 1], 4), &short("packed qkv", 32, 31));

@@ -72,6 +72,8 @@ fn assert_row(got: &RowMetrics, want: &Definition, exact: bool, what: &str) {
     assert_near(got.mean_score(), mean, &format!("{what}: mean score"));
     if exact {
         assert_eq!(got.below_threshold, Some(want.below), "{what}: keys below the threshold");
+        let share = if want.keys == 0 { 0.0 } else { want.below as f32 / want.keys as f32 };
+        assert_eq!(got.sparsity(), Some(share), "{what}: their share");
     }
 }
 

@@ -34,9 +34,13 @@ fn grids() {
         assert_error(BlockMask::from_dense(grid, 1, &[true; 9]), &expected);
     }
     let overflow = SizeOverflow { operand: "block layout" };
-    for grid in
-        [BlockGrid::square(1 << 32, 1), BlockGrid::square(usize::MAX, 16), BlockGrid::square(1, usize::MAX)]
-    {
+    for grid in [
+        BlockGrid::square(1 << 32, 1),
+        BlockGrid::square(usize::MAX, 16),
+        BlockGrid::square(1, usize::MAX),
+        BlockGrid { q_block: usize::MAX, ..GRID },
+        BlockGrid { kv_block: usize::MAX, ..GRID },
+    ] {
         assert_error(BlockLayout::from_blocks(grid, |_, _| true), &overflow);
         assert_error(BlockLayout::from_ranges(grid, |_, _| {}), &overflow);
     }

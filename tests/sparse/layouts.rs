@@ -134,6 +134,7 @@ fn a_mask_of_several_layouts() {
     assert_eq!([&none, &all, &diagonal].map(BlockLayout::causal_density), [0.0, 1.0, 2.0 / 3.0]);
     let mask = BlockMask::new(vec![none, all, diagonal], [2, 2], vec![0, 1, 2, 1]).expect("a mask");
     assert_eq!(mask.density(), (0.0 + 1.0 + 0.5 + 1.0) / 4.0);
+    assert_eq!(mask.causal_density(), (0.0 + 1.0 + 2.0 / 3.0 + 1.0) / 4.0);
     let (nothing, diagonal, everything) = ([false; 2], [true, false], [true; 2]);
     for (sequence, head, expected) in
         [(0, 0, nothing), (0, 1, everything), (1, 0, diagonal), (1, 1, everything), (2, 0, nothing)]
