@@ -46,6 +46,7 @@ use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
 use crate::kernel::prefetch::Share;
+use crate::kernel::product::Pair;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
@@ -55,9 +56,6 @@ use crate::panels::PANEL;
 use crate::view::with_any_view;
 use half::bf16;
 use std::ops::Range;
-
-/// Two halves of a 32-bit lane.
-pub(crate) type Pair = [bf16; 2];
 
 /// Lanes of a vector: pairs, or sums.
 const LANES: usize = 16;

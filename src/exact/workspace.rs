@@ -1,6 +1,6 @@
 //! Scratch memory of a call: what each worker needs, and the states of splits that run side by side.
 
-use super::bf16_dot::{Pair, pairs};
+use super::bf16_dot::pairs;
 use super::block::BlockRow;
 use super::measure::RowSums;
 use super::order::BlockOrder;
@@ -9,6 +9,7 @@ use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::VALUE_PANEL;
+use crate::kernel::product::Pair;
 use crate::mask::{TILE, TileBits};
 use crate::panels::PANEL;
 use crate::problem::Problem;

@@ -11,11 +11,14 @@ use crate::isa::{Bf16Dot, Isa};
 use half::bf16;
 use std::marker::PhantomData;
 
+/// Two halves of a 32-bit lane.
+pub(crate) type Pair = [bf16; 2];
+
 /// The weight that marks a removed key: weights are `exp2(..)`, never negative (nor -0), or NaN. Exact in bf16.
 pub(crate) const REMOVED: f32 = -1.0;
 
 /// [`REMOVED`], twice.
-const REMOVED_PAIR: [bf16; 2] = [bf16::from_f32_const(REMOVED); 2];
+const REMOVED_PAIR: Pair = [bf16::from_f32_const(REMOVED); 2];
 
 /// A step of a chain, on vectors of `LANES` sums.
 pub(crate) trait Product<I: Isa> {
@@ -97,23 +100,23 @@ impl<I: Isa, T: Element> Product<I> for Fma<T> {
 pub(crate) struct Dot;
 
 impl<I: Bf16Dot> Product<I> for Dot {
-    type Factor = [bf16; 2];
-    type Stored = [bf16; 2];
+    type Factor = Pair;
+    type Stored = Pair;
     type V = I::Pairs;
     /// The halves that are kept, and whether there is one.
     type Guard = (I::Pairs, I::M);
     type Scale = f32;
 
     #[inline(always)]
-    fn splat(isa: I, factor: [bf16; 2]) -> I::Pairs {
+    fn splat(isa: I, factor: Pair) -> I::Pairs {
         isa.splat_pair(factor)
     }
     #[inline(always)]
-    fn load(isa: I, src: &[[bf16; 2]]) -> I::Pairs {
+    fn load(isa: I, src: &[Pair]) -> I::Pairs {
         isa.load_pairs(src)
     }
     #[inline(always)]
-    fn load_padded(isa: I, src: &[[bf16; 2]], at: usize) -> I::Pairs {
+    fn load_padded(isa: I, src: &[Pair], at: usize) -> I::Pairs {
         // Rows of packed pairs are padded to whole vectors.
         isa.load_pairs(&src[at..])
     }

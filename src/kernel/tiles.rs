@@ -7,17 +7,14 @@
 
 use super::pack::VALUE_PANEL;
 use super::prefetch::Ahead;
-use super::product::{Dot, Fma, Product};
+use super::product::{Dot, Fma, Pair, Product};
 use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use super::value::{ValueRows, WeightedRows, accumulate};
 use super::{Constant, Stride, rows_const};
 use crate::element::Element;
 use crate::isa::{Bf16Dot, Bf16Kernel, Isa, Kernel};
 use crate::mask::TILE;
-use half::bf16;
 use std::ops::Range;
-
-type Pair = [bf16; 2];
 
 /// [`score_panels`] for so many rows.
 pub(crate) struct ScorePanels<'a, F, S, C, D> {
