@@ -53,12 +53,13 @@ pub(crate) fn expected_workers() -> usize {
 }
 
 /// Makes a call on a thread of the pool if several of its steps will be `spread` over it: from outside, each step alone
-/// would be handed over and back, and put to sleep the thread that waits.
-pub(crate) fn enter<R: Send>(spread: bool, call: impl FnOnce() -> R + Send) -> R {
+/// would be handed over and back, and put to sleep the thread that waits. Inside nobody asks.
+pub(crate) fn enter<R: Send>(spread: impl FnOnce() -> bool, call: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "rayon")]
-    if spread && rayon::current_thread_index().is_none() {
+    if rayon::current_thread_index().is_none() && spread() {
         return rayon::join(call, || ()).0;
     }
+    #[cfg(not(feature = "rayon"))]
     let _ = spread;
     call()
 }

@@ -255,9 +255,8 @@ impl MultiHeadAttention {
         outputs: ModuleOutputs<'_>,
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
-        parallel::enter(self.spreads(inputs), || {
-            self.run(inputs, outputs, &mut workspace.core, Repairs::default())
-        })
+        let run = || self.run(inputs, outputs, &mut workspace.core, Repairs::default());
+        parallel::enter(|| self.spreads(inputs), run)
     }
 
     /// Whether the products of a call are spread over the pool: that of the output, or one as large for the tokens.
