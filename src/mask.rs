@@ -320,14 +320,17 @@ impl<'a> Mask<'a> {
     }
 
     /// A query row, as the rest of the questions are asked about it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn row(&self, sequence: usize, q_head: usize, query: usize, q_pos: i64) -> MaskRow {
-        let blocks = self.blocks.map_or(RowBlocks::NONE, |blocks| blocks.row(sequence, q_head, q_pos));
+        let blocks = match self.blocks {
+            None => RowBlocks::NONE,
+            Some(blocks) => blocks.row(sequence, q_head, q_pos),
+        };
         MaskRow { sequence, q_head, query, q_pos, blocks }
     }
 
     /// The smallest run of keys that holds all that row may attend among `0..kv_len`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn interval(&self, row: MaskRow, kv_len: usize) -> Range<usize> {
         let mut range = 0..kv_len;
         if self.causal {
@@ -347,6 +350,15 @@ impl<'a> Mask<'a> {
             range.end =
                 range.end.min(position(row.q_pos.saturating_add_unsigned(right as u64).saturating_add(1)));
         }
+        if self.documents.is_some() || self.has_lists() {
+            range = self.within_lists(row, range);
+        }
+        if range.start >= range.end { 0..0 } else { range }
+    }
+
+    /// What documents and lists leave of a row's interval.
+    #[inline(never)]
+    fn within_lists(&self, row: MaskRow, mut range: Range<usize>) -> Range<usize> {
         if let Some(bounds) = self.documents {
             let document = document(bounds, row.q_pos);
             range = range.start.max(document.start)..range.end.min(document.end);
@@ -357,7 +369,7 @@ impl<'a> Mask<'a> {
         if let Some(blocks) = self.blocks {
             range = within_hull(range, blocks.spans(row.blocks));
         }
-        if range.start >= range.end { 0..0 } else { range }
+        range
     }
 
     /// The first key at or after `at` that the row's lists have, if there is one in `keys`.

@@ -79,6 +79,9 @@ def measure_threads(args, commands, threads, folder, run):
     """All cases with one number of threads."""
     workers, introductions, _ = peers.find(commands, threads)
     ours = peers.our_workers(args.ours, threads)
+    if "avx512_bf16" not in run["machine"]["features"]:
+        del ours["bf16-dot"]
+        run["skipped"]["ours, bf16-dot"] = "this CPU has no AVX512-BF16"
     routes = {name: answer["routes"] for name, answer in introductions.items()}
     bench = Bench(ours, workers, routes, threads, folder, args)
     cases = select(args.case, args.quick)

@@ -49,7 +49,7 @@ class Bench:
 
     def run(self, case):
         self.hand_over(case)
-        ours = {variant: dict(times=[], error=0.0) for variant in case.variants}
+        ours = {variant: dict(times=[], error=0.0) for variant in case.variants if variant in self.ours}
         forms = self.forms(case)
         live = [form for form in forms if not form.failure]
         for round_number in range(self.args.rounds):

@@ -2,6 +2,7 @@
 
 use crate::Tally;
 use crate::common::cases::{Rng, levels};
+use crate::size::{limit, shrink};
 use arbitrary::{Result, Unstructured};
 use half::{bf16, f16};
 use lucid_attention::certify::{self, Bound};
@@ -27,14 +28,21 @@ struct Decoding<T: Element> {
     keys: Vec<Vec<T>>,
     values: Vec<Vec<T>>,
     numbers: Rng,
+    /// Multiply-adds of what was asked.
+    work: usize,
 }
 
 fn decode_as<T: Element>(input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<()> {
     let seed = input.arbitrary::<u32>()?;
-    let (batch, kv_heads, group) =
-        (input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?);
-    let (head_dim, v_dim) = (input.int_in_range(1..=20)?, input.int_in_range(0..=20)?);
+    let [mut batch, mut kv_heads, mut group] =
+        [input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?];
+    let [mut head_dim, mut v_dim] = [input.int_in_range(1..=20)?, input.int_in_range(0..=20)?];
     let max_kv_len = *input.choose(&[0, 1, 63, 64, 65, 130, 300, 1100])?;
+    let most = 8 * limit(seed.into());
+    shrink(most, max_kv_len * (head_dim + v_dim), [&mut batch, &mut group, &mut kv_heads]);
+    for dim in [&mut head_dim, &mut v_dim] {
+        shrink(most / 2, batch * kv_heads * group * max_kv_len, [dim]);
+    }
     let q_heads = kv_heads * group;
     let problem = Problem { q_heads, kv_heads, head_dim, v_dim, max_q_len: 4, max_kv_len };
     let mut decoding = Decoding {
@@ -44,8 +52,9 @@ fn decode_as<T: Element>(input: &mut Unstructured<'_>, tally: &mut Tally) -> Res
         keys: vec![Vec::new(); batch * kv_heads],
         values: vec![Vec::new(); batch * kv_heads],
         numbers: Rng::new(seed.into()),
+        work: 0,
     };
-    while !input.is_empty() {
+    while !input.is_empty() && decoding.work < most {
         match input.int_in_range(0..=3)? {
             0 | 1 => decoding.append(
                 *input.choose(&[0, 1, 2, 7, 63, 64, 65, 200, 1025])?,
@@ -105,6 +114,7 @@ impl<T: Element> Decoding<T> {
     fn ask(&mut self, input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<()> {
         let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
         let (q_len, kv_len) = (input.int_in_range(1..=4)?, self.cache.len());
+        self.work += self.batch * q_heads * q_len * kv_len * (head_dim + v_dim);
         let mask = match input.int_in_range(0..=2)? {
             0 => Mask::NONE,
             1 => Mask::causal(),

@@ -4,9 +4,10 @@
 use crate::Tally;
 use crate::common::cases::{Case, RATIOS, Rules, STORAGES, TYPES, VALUES, levels};
 use crate::common::verify::verify;
+use crate::size::{limit, shrink};
 use arbitrary::{Arbitrary, Result, Unstructured};
 
-/// Few bytes, large cases: shapes and options come from the input, data from its seed.
+/// Shapes and options come from the input, data from its seed.
 fn case(input: &mut Unstructured<'_>) -> Result<Case> {
     let mut case = Case {
         seed: u64::arbitrary(input)?,
@@ -24,12 +25,8 @@ fn case(input: &mut Unstructured<'_>) -> Result<Case> {
     for _ in 0..input.int_in_range(0..=5)? {
         input.choose(&Rules::OPTIONS)?(&mut case.rules);
     }
-    while case.work() > 30_000 && case.q_len > 1 {
-        case.q_len /= 2;
-    }
-    while case.work() > 30_000 && case.kv_len > 1 {
-        case.kv_len /= 2;
-    }
+    let each = case.batch * case.heads[0] * (case.head_dim + case.v_dim);
+    shrink(limit(case.seed), each, [&mut case.q_len, &mut case.kv_len]);
     Ok(case)
 }
 

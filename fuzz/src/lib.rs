@@ -34,6 +34,7 @@ mod masks;
 mod merge;
 mod module;
 mod plan;
+mod size;
 mod sparse;
 mod tally;
 mod weights;

@@ -3,6 +3,7 @@
 use crate::Tally;
 use crate::call::{call, refused};
 use crate::common::cases::{Rng, levels};
+use crate::size::shrink;
 use arbitrary::{Result, Unstructured};
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
@@ -66,9 +67,13 @@ fn repeated(input: &mut Unstructured<'_>, shape: [usize; 4]) -> Result<[usize; 4
 impl Parts {
     fn new(input: &mut Unstructured<'_>) -> Result<Self> {
         let heads = *input.choose(&[[1, 1], [2, 1], [2, 2], [6, 2]])?;
-        let (q_len, kv_len) = (input.int_in_range(0..=14)?, input.int_in_range(0..=90)?);
+        let (mut q_len, mut kv_len) = (input.int_in_range(0..=14)?, input.int_in_range(0..=90)?);
         // Now and then several tiles and splits.
-        let kv_len = if input.ratio(1, 8)? { 12 * kv_len } else { kv_len };
+        let long = input.ratio(1, 8)?;
+        if long {
+            kv_len *= 12;
+        }
+        shrink(if long { 5_000 } else { 1_500 }, heads[0], [&mut q_len, &mut kv_len]);
         let bounds_of = maybe(input, |input| {
             let sequences = input.int_in_range(1..=4)?;
             Ok([bounds(input, sequences, q_len)?, bounds(input, sequences, kv_len)?])

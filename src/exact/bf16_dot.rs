@@ -53,6 +53,7 @@ use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::kernel::{Constant, load_padded};
 use crate::mask::TILE;
 use crate::panels::PANEL;
+use crate::tile::from_memory;
 use crate::view::with_any_view;
 use half::bf16;
 use std::ops::Range;
@@ -111,6 +112,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             len: kv_len,
+            from_memory: from_memory(call.work),
         };
         let head_dim = call.problem.head_dim;
         Source {

@@ -169,23 +169,25 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
 /// The rows of a block, nothing computed yet.
 pub(crate) fn describe_rows<T: Element>(call: &Call<'_, T>, block: &Block, rows: &mut Vec<BlockRow>) {
     let group = call.problem.group();
-    rows.clear();
     let (mut query, mut head) = (block.rows.start / group, block.rows.start % group);
-    for _ in block.rows.clone() {
+    rows.clear();
+    rows.extend(block.rows.clone().map(|_| {
         let q_head = mutant!(
             "heads-tiled-not-repeated",
             block.kv_head * group + head,
             head * call.problem.kv_heads + block.kv_head
         );
-        rows.push(describe_row(call, &block.sequence, query, q_head));
+        let row = describe_row(call, &block.sequence, query, q_head);
         head += 1;
         if head == group {
             (query, head) = (query + 1, 0);
         }
-    }
+        row
+    }));
 }
 
 /// One row, nothing computed yet.
+#[inline(always)]
 pub(crate) fn describe_row<T: Element>(
     call: &Call<'_, T>,
     sequence: &Sequence,

@@ -19,6 +19,7 @@ use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
 use crate::kernel::prefetch::Share;
 use crate::kernel::score::KeyRows;
+use crate::tile::from_memory;
 use std::ops::Range;
 
 /// A head's keys as they are stored.
@@ -37,7 +38,7 @@ impl<'a, T: Element> Stored<'a, T> {
             Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
             Keys::Rows(view) => {
                 let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
-                Stored::Rows(KeyRows { data, stride, len: kv_len })
+                Stored::Rows(KeyRows { data, stride, len: kv_len, from_memory: from_memory(call.work) })
             }
         }
     }

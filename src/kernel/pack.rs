@@ -41,9 +41,9 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
             if first >= keys.len {
                 return;
             }
-            let mut prefetch = PrefetchRows::new::<I, T>(keys, head_dim, first);
+            let mut prefetch = PrefetchRows::new(keys, head_dim, [first, I::LANES]);
             for d in (0..head_dim).step_by(T::COLUMNS) {
-                prefetch.ask(isa, keys, head_dim);
+                prefetch.ask(isa);
                 let columns = load_columns(isa, keys, head_dim, first, d);
                 let dims = out[d * PANEL..].chunks_exact_mut(PANEL);
                 for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {

@@ -128,31 +128,40 @@ impl TilePrefetch {
 /// DRAM wants to be read in order. Transposing visits 8 or 16 rows at once, line by line across them, which the
 /// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed. Prefetches into L2 in the
 /// order of memory make the transposition hit the cache (real loads in their place stop the core at every miss, and lose
-/// a third).
+/// a third). What lies in a cache is not asked for.
 #[derive(Clone, Copy)]
-pub(crate) struct PrefetchRows {
-    key: usize,
-    element: usize,
+pub(crate) struct PrefetchRows<'a, T> {
+    keys: KeyRows<'a, T>,
+    head_dim: usize,
+    /// Where the next row to ask for starts.
+    next: usize,
+    /// Rows that are transposed side by side, and how much of the next row they have earned: all of it at `head_dim`.
+    count: usize,
+    earned: usize,
 }
 
-impl PrefetchRows {
-    /// For a vector's worth of keys from `first` on. Where rows end sooner than it reaches ahead, it asks for what is at
-    /// hand already.
+impl<'a, T: Element> PrefetchRows<'a, T> {
+    /// For `count` keys from `first` on. Where rows end sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
-    pub(crate) fn new<I: Isa, T>(keys: KeyRows<'_, T>, head_dim: usize, first: usize) -> Self {
+    pub(crate) fn new(keys: KeyRows<'a, T>, head_dim: usize, [first, count]: [usize; 2]) -> Self {
         let ahead = first + AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
-        Self { key: if ahead + I::LANES <= keys.len { ahead } else { first }, element: 0 }
+        let next = if ahead + count <= keys.len { ahead } else { first };
+        Self { keys, head_dim, next: next * keys.stride, count, earned: 0 }
     }
 
-    /// Asks for as many lines as a transposition of `LANES` keys by `COLUMNS` dimensions uses up.
+    /// Asks for as much as the next `COLUMNS` dimensions of the keys are, row by row.
     #[inline(always)]
-    pub(crate) fn ask<I: Isa, T: Element>(&mut self, isa: I, keys: KeyRows<'_, T>, head_dim: usize) {
-        for _ in 0..I::LANES * T::COLUMNS * size_of::<T>() / LINE_BYTES {
-            isa.prefetch(keys.data, self.key * keys.stride + self.element);
-            self.element += LINE_BYTES / size_of::<T>();
-            if self.element >= head_dim {
-                *self = Self { key: self.key + 1, element: 0 };
+    pub(crate) fn ask<I: Isa>(&mut self, isa: I) {
+        if !self.keys.from_memory {
+            return;
+        }
+        self.earned += self.count * T::COLUMNS;
+        while self.earned >= self.head_dim {
+            self.earned -= self.head_dim;
+            for element in (0..self.head_dim).step_by(LINE_BYTES / size_of::<T>()) {
+                isa.prefetch(self.keys.data, self.next + element);
             }
+            self.next += self.keys.stride;
         }
     }
 }

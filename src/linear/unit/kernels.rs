@@ -161,7 +161,8 @@ pub(super) fn load_panel(
     panel: &mut [f32],
 ) {
     with_any_view!(view, view => {
-        let rows = KeyRows { data: view.from(b, h, tokens.start), stride: view.strides()[2], len: tokens.len() };
+        let (data, stride) = (view.from(b, h, tokens.start), view.strides()[2]);
+        let rows = KeyRows { data, stride, len: tokens.len(), from_memory: true };
         level.dispatch(LoadPanel { rows, panel });
     });
 }
