@@ -5,7 +5,7 @@ mod counting;
 #[path = "common/numbers.rs"]
 mod numbers;
 
-use counting::allocations;
+use counting::{allocations, assert_holds, held};
 use half::{bf16, f16};
 use lucid_attention::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
 use lucid_attention::{
@@ -199,6 +199,7 @@ fn titans_calls(threads: usize) {
 #[test]
 fn memory() {
     memory_is_linear_in_tokens();
+    workspaces_know_their_size();
     calls::<f32, f32>(1);
     calls::<f16, f16>(1);
     calls::<bf16, f32>(1);
@@ -242,4 +243,50 @@ fn memory_is_linear_in_tokens() {
     let (short, long) = (bytes(8192), bytes(32768));
     assert!(long < 5 * short, "four times the tokens take {long} bytes, after {short}");
     assert!(long < 32768 * 1024 * 2, "nothing of 32768 x 32768: {long} bytes");
+}
+
+/// Each part of a workspace is counted: those of the calls below are larger than what the comparison leaves open.
+fn workspaces_know_their_size() {
+    for threads in [1, 3] {
+        let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
+        let problem = Problem { kv_heads: 2, ..Problem::new(4, 24, 5000, 3000) };
+        let plan = Plan::with_options(&problem, &options).expect("a plan");
+        let before = held();
+        let workspace = plan.workspace().expect("memory");
+        assert_holds(workspace.bytes(), before, &format!("a workspace of {threads} thread(s)"));
+    }
+
+    use lucid_attention::module::*;
+    let config =
+        AttentionConfig { num_heads: 8, key_dim: 16, kv_heads: Some(4), ..AttentionConfig::default() };
+    let weights = ModuleWeights::glorot(&config, InputDims::all(128), 1).expect("a valid configuration");
+    let options = ModuleOptions {
+        plan: PlanOptions { max_threads: Some(1), ..PlanOptions::default() },
+        policies: InputPolicies { not_finite: NotFinite::ZeroToken, ..InputPolicies::default() },
+        metrics: Some(MetricsOptions::SPECIFIED),
+        ..ModuleOptions::default()
+    };
+    let module = MultiHeadAttention::with_options(config, &weights, options).expect("valid parts");
+    let mut numbers = vec![0.5; 300 * 128];
+    numbers[5] = f32::NAN; // repaired, in scratch
+    let all = Tensor::new(&numbers, &[300, 128]).expect("sized to its shape");
+    let few = Tensor::new(&numbers[..4 * 128], &[4, 128]).expect("sized to its shape");
+    let list: Vec<&[f32]> = numbers.chunks_exact(128).collect();
+    let mut out = vec![0.0; 300 * 128];
+    module.forward(&ModuleInputs::self_attention(all)).expect("a valid call"); // its own metrics have their size now
+    let before = held();
+    let mut workspace = ModuleWorkspace::new();
+    // Many queries; few, which leave keys and values as they are; lists, which are put side by side first.
+    module
+        .forward_into(&ModuleInputs::self_attention(all), ModuleOutputs::new(&mut out), &mut workspace)
+        .expect("a valid call");
+    assert_holds(workspace.bytes(), before, "a module's workspace after many queries");
+    let outputs = ModuleOutputs::new(&mut out[..4 * 128]);
+    module.forward_into(&ModuleInputs::new(few, all, all), outputs, &mut workspace).expect("a valid call");
+    assert_holds(workspace.bytes(), before, "after few queries");
+    let outputs = ModuleOutputs::new(&mut out[..128]);
+    module
+        .process_sequence_into(&numbers[128..256], &list, &list, outputs, &mut workspace)
+        .expect("a valid call");
+    assert_holds(workspace.bytes(), before, "after lists");
 }

@@ -3,7 +3,7 @@
 #[path = "common/counting.rs"]
 mod counting;
 
-use counting::allocations;
+use counting::{allocations, assert_holds, held};
 use lucid_attention::linear::{
     FeatureMap, LinearInputs, LinearOptions, LinearPlan, LogDecay, Norms, Projection,
 };
@@ -50,8 +50,12 @@ fn calls(threads: usize, batch: usize, [heads, kv_heads]: [usize; 2]) {
     ] {
         let options = LinearOptions { exact_window, ..plain };
         let plan = LinearPlan::with_options(&problem, &map, &options).expect("a plan");
+        let before = held();
         let mut workspace = plan.workspace().expect("memory");
+        assert_holds(workspace.bytes(), before, "a workspace");
+        let before = held();
         let mut state = plan.state(batch).expect("memory");
+        assert_holds(state.bytes(), before, "a state");
         let causal = inputs.causal();
         let causal = if decays { causal.log_decay(shut) } else { causal };
         let count = allocations(|| {

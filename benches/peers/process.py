@@ -13,6 +13,8 @@ class Worker:
         # Every pool a peer may have; Python peers read the first.
         names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "RTEN_NUM_THREADS"]
         own = {name: str(threads) for name in names} | {"TF_CPP_MIN_LOG_LEVEL": "3"} | env
+        # NumPy asks for huge pages for its arrays, which the Python peers read: so malloc does for everybody else.
+        own["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         self.command, self.memory_limit, self.process = command, memory_limit, None
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("LUCID_")} | own
 
