@@ -16,13 +16,16 @@ pub(crate) const FEW_ROWS: usize = 32;
 /// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
+/// Rows of a block from which on values that other blocks pack too are packed once for all, where vectors have 8 lanes.
+const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
+
 /// Whether a block of so many rows packs its values, where vectors have 8 lanes: a row of values is visited 16 dimensions at a
-/// time. In f32 1.03 to 1.09 times from 512 rows on, the same at 128 and 197; 24 and 32 rows lose up to a tenth by it, from
-/// 1024 keys on. Blocks of a head share what is packed, for a copy of its values in each worker's scratch: another 1.02 to 1.08
-/// from 512 to 8192 tokens. (Bench `roofline`, `prefill` and `few` of level AVX2.)
+/// time. In f32 1.03 to 1.09 times from 512 rows on, the same at 128 and 197. Blocks of a head share what is packed, for a copy of
+/// its values in each worker's scratch: another 1.02 to 1.08 from 512 to 8192 tokens. (Bench `roofline`, `prefill` of level AVX2.)
+/// A unit of few rows is one block, which packs for itself alone: 32 rows of 4096 keys are 1.1 times as fast without (`few`).
 #[inline(always)]
-pub(crate) fn packs_values(lanes: usize, rows: usize) -> bool {
-    lanes < 16 && rows > FEW_ROWS
+pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
+    lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
 }
 
 /// Values that are read once stream from memory this many keys at a time, so that visiting them once per register tile

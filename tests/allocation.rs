@@ -245,7 +245,7 @@ fn memory_is_linear_in_tokens() {
     assert!(long < 32768 * 1024 * 2, "nothing of 32768 x 32768: {long} bytes");
 }
 
-/// Each part of a workspace is counted: those of the calls below are larger than what the comparison leaves open.
+/// The large parts of a workspace are counted.
 fn workspaces_know_their_size() {
     for threads in [1, 3] {
         let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };

@@ -2,7 +2,7 @@
 
 use crate::Tally;
 use crate::common::cases::{Rng, levels};
-use crate::size::{limit, shrink};
+use crate::size::{most_work, shrink};
 use arbitrary::{Result, Unstructured};
 use half::{bf16, f16};
 use lucid_attention::certify::{self, Bound};
@@ -38,7 +38,7 @@ fn decode_as<T: Element>(input: &mut Unstructured<'_>, tally: &mut Tally) -> Res
         [input.int_in_range(1..=2)?, input.int_in_range(1..=2)?, input.int_in_range(1..=2)?];
     let [mut head_dim, mut v_dim] = [input.int_in_range(1..=20)?, input.int_in_range(0..=20)?];
     let max_kv_len = *input.choose(&[0, 1, 63, 64, 65, 130, 300, 1100])?;
-    let most = 8 * limit(seed.into());
+    let most = 8 * most_work(seed.into());
     shrink(most, max_kv_len * (head_dim + v_dim), [&mut batch, &mut group, &mut kv_heads]);
     for dim in [&mut head_dim, &mut v_dim] {
         shrink(most / 2, batch * kv_heads * group * max_kv_len, [dim]);

@@ -69,11 +69,15 @@ impl Parts {
         let heads = *input.choose(&[[1, 1], [2, 1], [2, 2], [6, 2]])?;
         let (mut q_len, mut kv_len) = (input.int_in_range(0..=14)?, input.int_in_range(0..=90)?);
         // Now and then several tiles and splits.
-        let long = input.ratio(1, 8)?;
-        if long {
+        let most_pairs = match (input.ratio(1, 8)?, kv_len) {
+            (false, _) => 1_500,
+            (true, 0..80) => 5_000,
+            (true, _) => 50_000, // several splits for several groups of rows
+        };
+        if most_pairs > 1_500 {
             kv_len *= 12;
         }
-        shrink(if long { 5_000 } else { 1_500 }, heads[0], [&mut q_len, &mut kv_len]);
+        shrink(most_pairs, heads[0], [&mut q_len, &mut kv_len]);
         let bounds_of = maybe(input, |input| {
             let sequences = input.int_in_range(1..=4)?;
             Ok([bounds(input, sequences, q_len)?, bounds(input, sequences, kv_len)?])

@@ -90,7 +90,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             v_dim: call.problem.v_dim,
             from_memory: from_memory(call.work),
         };
-        let packing = match packs_values(I::LANES, block.rows.len()) {
+        let packing = match packs_values(I::LANES, block.rows.len(), block.shares_keys) {
             false => ValuePacking::None,
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,

@@ -111,7 +111,7 @@ impl ScratchSizes {
             let bf16_dot = matches!(engine, Engine::Bf16Dot(_));
             let values = match engine {
                 Engine::Bf16Dot(_) => keys / 2,
-                Engine::Exact(level) if packs_values(level.lanes(), rows) => {
+                Engine::Exact(level) if packs_values(level.lanes(), rows, true) => {
                     keys.checked_next_multiple_of(TILE)?
                 }
                 Engine::Exact(_) => 0,

@@ -128,15 +128,17 @@ impl TilePrefetch {
 /// DRAM wants to be read in order. Transposing visits 8 or 16 rows at once, line by line across them, which the
 /// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed. Prefetches into L2 in the
 /// order of memory make the transposition hit the cache (real loads in their place stop the core at every miss, and lose
-/// a third). What lies in a cache is not asked for.
+/// a third). What is taken to lie in a cache is not asked for.
 #[derive(Clone, Copy)]
 pub(crate) struct PrefetchRows<'a, T> {
     keys: KeyRows<'a, T>,
     head_dim: usize,
     /// Where the next row to ask for starts.
     next: usize,
-    /// Rows that are transposed side by side, and how much of the next row they have earned: all of it at `head_dim`.
+    /// Rows that are transposed side by side, and how many are still to ask for.
     count: usize,
+    left: usize,
+    /// How much of the next row they have earned: all of it at `head_dim`.
     earned: usize,
 }
 
@@ -146,7 +148,7 @@ impl<'a, T: Element> PrefetchRows<'a, T> {
     pub(crate) fn new(keys: KeyRows<'a, T>, head_dim: usize, [first, count]: [usize; 2]) -> Self {
         let ahead = first + AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
         let next = if ahead + count <= keys.len { ahead } else { first };
-        Self { keys, head_dim, next: next * keys.stride, count, earned: 0 }
+        Self { keys, head_dim, next: next * keys.stride, count, left: count, earned: 0 }
     }
 
     /// Asks for as much as the next `COLUMNS` dimensions of the keys are, row by row.
@@ -156,8 +158,9 @@ impl<'a, T: Element> PrefetchRows<'a, T> {
             return;
         }
         self.earned += self.count * T::COLUMNS;
-        while self.earned >= self.head_dim {
+        while self.earned >= self.head_dim && self.left > 0 {
             self.earned -= self.head_dim;
+            self.left -= 1;
             for element in (0..self.head_dim).step_by(LINE_BYTES / size_of::<T>()) {
                 isa.prefetch(self.keys.data, self.next + element);
             }

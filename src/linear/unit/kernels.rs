@@ -162,6 +162,7 @@ pub(super) fn load_panel(
 ) {
     with_any_view!(view, view => {
         let (data, stride) = (view.from(b, h, tokens.start), view.strides()[2]);
+        // Nobody knows here: asking costs little where there is a feature map to compute.
         let rows = KeyRows { data, stride, len: tokens.len(), from_memory: true };
         level.dispatch(LoadPanel { rows, panel });
     });
