@@ -49,7 +49,7 @@ fn value_dims() {
 #[test]
 fn key_lengths() {
     for kv_len in (0..=600).chain([1023, 1024, 1025, 1279, 1281, 2047, 2048, 2049, 3100]) {
-        for (index, q_len) in [1, 7, 2, 3].into_iter().enumerate() {
+        for (index, q_len) in [1, 7, 1, 7, 2, 3].into_iter().enumerate() {
             let seed = (kv_len * 4 + index) as u64;
             let rules = turn(&Rules::FEW, kv_len + index / 2 * 3);
             let (types, storage) = (turn(&TYPES, kv_len), turn(&STORAGES, kv_len / 2 + index));
