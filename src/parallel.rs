@@ -52,12 +52,21 @@ pub(crate) fn expected_workers() -> usize {
     workers(usize::MAX)
 }
 
-/// Makes a call on a thread of the pool if several of its steps will be `spread` over it: from outside, each step alone
-/// would be handed over and back, and put to sleep the thread that waits. Inside nobody asks.
-pub(crate) fn enter<R: Send>(spread: impl FnOnce() -> bool, call: impl FnOnce() -> R + Send) -> R {
+/// Makes a call whose steps are spread over the pool on one of its threads: from outside, each step alone would be handed
+/// over and back, and put to sleep the thread that waits.
+pub(crate) fn enter<R: Send>(call: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "rayon")]
+    if rayon::current_thread_index().is_none() {
+        return rayon::join(call, || ()).0;
+    }
+    call()
+}
+
+/// The same if several of its steps will be `spread`, which inside the pool nobody asks.
+pub(crate) fn enter_if<R: Send>(spread: impl FnOnce() -> bool, call: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "rayon")]
     if rayon::current_thread_index().is_none() && spread() {
-        return rayon::join(call, || ()).0;
+        return enter(call);
     }
     #[cfg(not(feature = "rayon"))]
     let _ = spread;

@@ -69,13 +69,11 @@ impl Parts {
         let heads = *input.choose(&[[1, 1], [2, 1], [2, 2], [6, 2]])?;
         let (mut q_len, mut kv_len) = (input.int_in_range(0..=14)?, input.int_in_range(0..=90)?);
         // Now and then several tiles and splits.
-        let most_pairs = match (input.ratio(1, 8)?, kv_len) {
-            (false, _) => 1_500,
-            (true, 0..80) => 5_000,
-            (true, _) => 50_000, // several splits for several groups of rows
-        };
-        if most_pairs > 1_500 {
+        let mut most_pairs = 1_500;
+        if input.ratio(1, 8)? {
             kv_len *= 12;
+            // Some of them for several groups of rows.
+            most_pairs = if kv_len < 960 { 5_000 } else { 50_000 };
         }
         shrink(most_pairs, heads[0], [&mut q_len, &mut kv_len]);
         let bounds_of = maybe(input, |input| {

@@ -164,10 +164,18 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
         let (first, left) = (tile_start + column, (columns.end - column) / I::LANES);
         let whole = |vectors: usize| keys.whole(first..first + vectors * I::LANES, head_dim);
         let mut vectors = 1;
-        if let (true, Some(block)) = (has_narrow_tiles::<I>() && MR == 1 && left >= 4, whole(4)) {
+        if has_narrow_tiles::<I>()
+            && MR == 1
+            && left >= 4
+            && let Some(block) = whole(4)
+        {
             score_whole_rows::<I, T, MR, 4>(isa, q, block, (keys, first), column, &mut rows);
             vectors = 4;
-        } else if let (true, Some(block)) = (has_narrow_tiles::<I>() && MR <= 3 && left >= 2, whole(2)) {
+        } else if has_narrow_tiles::<I>()
+            && MR <= 3
+            && left >= 2
+            && let Some(block) = whole(2)
+        {
             score_whole_rows::<I, T, MR, 2>(isa, q, block, (keys, first), column, &mut rows);
             vectors = 2;
         } else {

@@ -250,17 +250,14 @@ impl LinearPlan {
         let scratches = &mut scratches[..workers];
         let mut rows = OwnedRows::new(out);
         if has_idle_workers(units * group, workers) && inputs.causal && self.spreads(q_len) {
-            parallel::enter(
-                || true,
-                || {
-                    for unit in 0..units {
-                        rules.shape.reset(total);
-                        let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
-                        let scratch = (&mut *scratches, &mut wave[..]);
-                        rules.extend_spread(&operands, (&mut total[..], 0), scratch, of_unit);
-                    }
-                },
-            );
+            parallel::enter(|| {
+                for unit in 0..units {
+                    rules.shape.reset(total);
+                    let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                    let scratch = (&mut *scratches, &mut wave[..]);
+                    rules.extend_spread(&operands, (&mut total[..], 0), scratch, of_unit);
+                }
+            });
             return Ok(());
         }
         if units < workers && !inputs.causal {
@@ -342,16 +339,13 @@ impl LinearPlan {
         let mut rows = OwnedRows::new(out);
         if has_idle_workers(units, workers) && self.spreads(q_len) {
             let LinearWorkspace { workers: scratches, wave, .. } = workspace;
-            parallel::enter(
-                || true,
-                || {
-                    for (unit, state) in data.chunks_exact_mut(self.unit_len).enumerate() {
-                        let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
-                        let scratch = (&mut scratches[..workers], &mut wave[..]);
-                        rules.extend_spread(&operands, (state, seen[unit / kv_heads]), scratch, of_unit);
-                    }
-                },
-            );
+            parallel::enter(|| {
+                for (unit, state) in data.chunks_exact_mut(self.unit_len).enumerate() {
+                    let (operands, of_unit) = (self.operands(inputs, unit), rows.take_heads(group));
+                    let scratch = (&mut scratches[..workers], &mut wave[..]);
+                    rules.extend_spread(&operands, (state, seen[unit / kv_heads]), scratch, of_unit);
+                }
+            });
             count_keys(inputs, lens);
             return Ok(());
         }

@@ -256,7 +256,7 @@ impl MultiHeadAttention {
         workspace: &mut ModuleWorkspace,
     ) -> Result<(), AttentionError> {
         let run = || self.run(inputs, outputs, &mut workspace.core, Repairs::default());
-        parallel::enter(|| self.spreads(inputs), run)
+        parallel::enter_if(|| self.spreads(inputs), run)
     }
 
     /// Whether the products of a call are spread over the pool: that of the output, or one as large for the tokens.
