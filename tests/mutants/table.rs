@@ -85,7 +85,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     bug("tail-of-values-skipped", "last dimensions of values", &["exact value_dims"]),
     bug("maximum-misses-the-tail", "last columns of a tile are not in the maximum", &["exact key_lengths", "lib exact::tests::random_cases"]),
     bug("last-dimension-of-the-last-key", "keys at the end of their buffer lose a dimension", &["exact head_dims", "lib exact::tests::random_cases"]),
-    bug("tail-of-a-dense-mask-comes-first", "last keys of a dense mask go to the first columns", &["lib mask::tests::bits_of_booleans"]),
+    bug("tail-of-a-dense-mask-comes-first", "last keys of a dense mask go to the first columns", &["lib mask::bits::tests::bits_of_booleans"]),
     bug("variance-of-padding", "the padding of a row counts in a layer norm", &["module norm::the_definition"]),
 
     // B18: output elements that share a place are written by several (PyTorch #156022, FlagGems #5235).
