@@ -12,12 +12,12 @@ use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
 use crate::kernel::prefetch::Share;
-use crate::kernel::score::{KeyRows, ScoreRows};
+use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, STREAMED_KEYS, from_memory, packs_values};
+use crate::tile::{FUSED_ROWS, from_memory, packs_values, streamed_keys};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -95,6 +95,9 @@ impl<I: Isa> Tier<I> for FmaTier {
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
         };
+        let row_bytes = values.v_dim * size_of::<T>();
+        let narrow = has_narrow_tiles::<I>();
+        let step = streamed_keys(narrow, block.rows.len(), T::DTYPE, row_bytes, values.from_memory);
         Source {
             head_dim: call.problem.head_dim,
             head: [index, block.kv_head],
@@ -102,7 +105,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             values,
             kv_len,
             packing,
-            step: if block.shares_keys { usize::MAX } else { STREAMED_KEYS },
+            step: if block.shares_keys { usize::MAX } else { step },
         }
     }
 

@@ -7,10 +7,13 @@
 //!
 //! | kernel | gain from DRAM | distance |
 //! |---|---|---|
-//! | one row of `f32` | 1.2 | 4 KiB; 2 to 6 are alike, 8 gain nothing, 16 lose a quarter (nothing to 7 % on AVX2) |
+//! | one row of `f32`, AVX-512 | 1.2 | 4 KiB; 2 to 6 are alike, 8 gain nothing, 16 lose a quarter |
+//! | one row of `f32`, AVX2 | 1 for keys; values lose a tenth, if read in order ([`streamed_keys`]) | |
 //! | one row of `f16` or `bf16` | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
 //! | several rows | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
 //! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes |
+//!
+//! [`streamed_keys`]: crate::tile::streamed_keys
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
 //! Random blocks gain 1.02 to 1.04 at 4096 tokens, asking and fewer searches together (bench `sparse`, AVX2).

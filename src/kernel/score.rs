@@ -4,7 +4,7 @@
 use super::Stride;
 use super::prefetch::{Ahead, PrefetchRows};
 use super::product::Product;
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::panels::PANEL;
 use std::ops::Range;
@@ -145,8 +145,10 @@ impl<'a, T: Element> KeyRows<'a, T> {
 }
 
 /// The same as [`score_panels`] from keys held as rows: a few columns are gathered into registers at a time. For up to three
-/// rows several vectors of keys side by side, as one chain of multiply-adds waits for itself: a row against keys in a cache
-/// 1.2 to 1.3 times, two rows 1.1 times (bench `roofline`, `small`, and `decode` from rows; AVX2, where alone it was tried).
+/// rows two vectors of keys side by side, as one chain of multiply-adds waits for itself: a row against keys in a cache
+/// 1.2 to 1.3 times, two rows 1.1 times. Four vectors, for a single row, are another 1.05 to 1.1 in bf16, which takes fewest
+/// registers to widen; f16 loses as much, f32 from memory 1.2 to 1.4 times, as hardly any of L1 is left (bench `roofline`,
+/// `small` and `decode` from rows; AVX2, where alone it was tried).
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
@@ -166,6 +168,7 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
         let mut vectors = 1;
         if has_narrow_tiles::<I>()
             && MR == 1
+            && T::DTYPE == DType::Bf16
             && left >= 4
             && let Some(block) = whole(4)
         {

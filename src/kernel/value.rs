@@ -29,8 +29,8 @@ pub(crate) struct WeightedRows<'a, W, D> {
     pub(crate) acc_stride: usize,
 }
 
-/// Adds `count` keys (or pairs of keys), `step` of them at a time: with more dimensions than fit in registers, a step's
-/// values are visited several times, and should be in L1 by then. With `GUARD`, keys whose weight is
+/// Adds `count` keys (or pairs of keys). With more dimensions than fit in registers, `step` of them at a time, whose values are
+/// visited several times, and should be in L1 by then. With `GUARD`, keys whose weight is
 /// [`REMOVED`](super::product::REMOVED) are left out of that row: neither their value nor its sign can show.
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
@@ -40,11 +40,26 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
     step: usize,
     mut rows: WeightedRows<'_, P::Factor, impl Stride>,
 ) {
+    let once = values.v_dim <= widest::<I>(MR) * I::LANES;
+    let step = if once { count } else { step };
     let mut start = 0;
     while start < count {
         let keys = start..count.min(start.saturating_add(step));
         accumulate_step::<I, P, MR, GUARD>(isa, values, keys.clone(), &mut rows);
         start = keys.end;
+    }
+}
+
+/// Vectors of dimensions that registers hold for so many rows.
+#[inline(always)]
+const fn widest<I: Isa>(rows: usize) -> usize {
+    match (I::LANES, I::REGISTERS) {
+        (_, ..16) => 1,
+        (16, _) if rows <= 2 => 8,
+        (16, _) => 4,
+        (8, _) if rows == 1 => 8,
+        (8, _) if rows <= 3 => 4,
+        _ => 2,
     }
 }
 
@@ -57,31 +72,19 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
     let mut d = 0;
-    if I::LANES == 16 {
-        if MR <= 2 {
-            while d + 8 * I::LANES <= values.v_dim {
-                accumulate_tile::<I, P, MR, 8, GUARD>(isa, values, &keys, d, rows);
-                d += 8 * I::LANES;
-            }
-        }
-        while d + 4 * I::LANES <= values.v_dim {
-            accumulate_tile::<I, P, MR, 4, GUARD>(isa, values, &keys, d, rows);
-            d += 4 * I::LANES;
-        }
-    }
-    if has_narrow_tiles::<I>() && MR == 1 {
+    if widest::<I>(MR) >= 8 {
         while d + 8 * I::LANES <= values.v_dim {
             accumulate_tile::<I, P, MR, 8, GUARD>(isa, values, &keys, d, rows);
             d += 8 * I::LANES;
         }
     }
-    if has_narrow_tiles::<I>() && MR <= 3 {
+    if widest::<I>(MR) >= 4 {
         while d + 4 * I::LANES <= values.v_dim {
             accumulate_tile::<I, P, MR, 4, GUARD>(isa, values, &keys, d, rows);
             d += 4 * I::LANES;
         }
     }
-    if I::REGISTERS >= 16 {
+    if widest::<I>(MR) >= 2 {
         while d + 2 * I::LANES <= values.v_dim {
             accumulate_tile::<I, P, MR, 2, GUARD>(isa, values, &keys, d, rows);
             d += 2 * I::LANES;
@@ -116,7 +119,8 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = Prefetch::<MR>::new(data, count * stride, values.from_memory);
+    let in_order = has_narrow_tiles::<I>() && size_of::<P::Stored>() == 4;
+    let prefetch = Prefetch::<MR>::new(data, count * stride, values.from_memory && !in_order);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];
