@@ -170,13 +170,31 @@ pub(crate) mod vector {
         exp2_in_range(isa, if I::SCALES_ANY { x } else { clamp(isa, -160.0, 160.0, x) })
     }
 
-    /// 2^x for x <= 0, with the bits of [`exp2`] but one operation less, and x itself, raised to -160 where it is below: a
-    /// power times that is never 0 times infinity. NaN gives NaN, any other x anything.
+    /// 2^x for x <= 0, with the bits of [`exp2`] but fewer operations, and x itself, raised to -160 where it is below: a power
+    /// times that is never 0 times infinity. NaN gives NaN, any other x anything.
     #[inline(always)]
     pub(crate) fn exp2_nonpositive<I: Isa>(isa: I, x: I::F) -> (I::F, I::F) {
         let lowest = isa.splat(-160.0);
         let raised = mutant!("nan-weighs-nothing", isa.max(lowest, x), isa.max(x, lowest));
-        (exp2_in_range(isa, if I::SCALES_ANY { x } else { raised }), raised)
+        (if I::SCALES_ANY { exp2_in_range(isa, x) } else { exp2_by_shifts(isa, raised) }, raised)
+    }
+
+    /// 2^-63, in front of powers down to 2^-223.
+    const SMALL: f32 = f32::from_bits((127 - 63) << 23);
+    /// Where the ULP is 1 and the last 9 bits of a number's representation are 63 + 127 above its distance from here.
+    const WHOLE: f32 = 1.5 * (1 << 23) as f32 + 63.0 + 127.0;
+
+    /// [`exp2`] in [-160, 0], by which prefill gains 2 to 3 % (bench `roofline`, level AVX2, up to 64 dimensions): adding
+    /// [`WHOLE`] rounds to an integer n (to even, as it is even itself) and leaves n + 63 in place of an exponent but for a
+    /// shift. The polynomial is computed times 2^-63, which is exact, so that only the last product rounds.
+    #[inline(always)]
+    fn exp2_by_shifts<I: Isa>(isa: I, x: I::F) -> I::F {
+        let (whole, small) = (isa.splat(WHOLE), isa.splat(SMALL));
+        let sum = isa.add(x, whole);
+        let r = isa.sub(x, isa.sub(sum, whole));
+        let q = horner(isa, EXP2, r);
+        let p = isa.mul_add(isa.mul_add(q, r, r), small, small);
+        isa.mul(p, isa.shift_into_exponent(sum))
     }
 
     /// [`exp2`] where [`Isa::scale_exp2`] takes the exponent as it is.
@@ -311,6 +329,13 @@ mod tests {
     /// Smallest positive subnormal.
     const TINY: f32 = f32::from_bits(1);
 
+    struct Exp2Nonpositive;
+    impl Function for Exp2Nonpositive {
+        fn apply<I: Isa>(isa: I, x: I::F) -> I::F {
+            vector::exp2_nonpositive(isa, x).0
+        }
+    }
+
     type Apply = fn(Level, &mut [f32]) -> Result<(), AttentionError>;
     const ALL: [(&str, Apply); 4] = [("exp2", exp2), ("exp", exp), ("tanh", tanh), ("erf", erf)];
 
@@ -337,6 +362,30 @@ mod tests {
         expect(exp2, &[(0.0, 1.0), (-0.0, 1.0), (TINY, 1.0), (-TINY, 1.0), (-INF, 0.0), (INF, INF)]);
         expect(exp2, &[(f32::MIN, 0.0), (f32::MAX, INF), (128.0, INF), (-151.0, 0.0), (-150.0, 0.0)]);
         expect(exp2, &[(-149.0, TINY), (-126.0, f32::MIN_POSITIVE), (127.0, 2f32.powi(127)), (-1.0, 0.5)]);
+    }
+
+    /// To the bit, ties and subnormal results among them, as NaN is NaN whatever its payload.
+    #[test]
+    fn exp2_of_what_is_not_positive() {
+        let positive = f32::INFINITY.to_bits() + 1;
+        let halves = (0..400).map(|n| n as f32 * -0.5);
+        let all = (0..positive)
+            .step_by(if cfg!(debug_assertions) { 1009 } else { 61 })
+            .map(|bits| -f32::from_bits(bits));
+        let arguments: Vec<f32> = halves.chain(all).collect();
+        let payloads: Vec<f32> = (0..512)
+            .flat_map(|bits| [0x7fc0_0000, 0xffc0_0000].map(|nan| f32::from_bits(nan | bits)))
+            .collect();
+        for level in Level::available() {
+            let (mut expected, mut got) = (arguments.clone(), arguments.clone());
+            exp2(level, &mut expected).unwrap();
+            map::<Exp2Nonpositive>(level, &mut got).unwrap();
+            let differs = (0..got.len()).find(|&i| got[i].to_bits() != expected[i].to_bits());
+            assert_eq!(differs.map(|i| (arguments[i], got[i], expected[i])), None, "{level}");
+            let mut nan = payloads.clone();
+            map::<Exp2Nonpositive>(level, &mut nan).unwrap();
+            assert!(nan.iter().all(|x| x.is_nan()), "{level}");
+        }
     }
 
     #[test]

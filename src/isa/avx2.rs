@@ -217,6 +217,10 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
+    fn shift_into_exponent(self, a: __m256) -> __m256 {
+        op!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))))
+    }
+    #[inline(always)]
     fn reduce_max(self, a: __m256) -> f32 {
         op!({
             let x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));

@@ -211,6 +211,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         op!(_mm512_scalef_ps(a, n))
     }
     #[inline(always)]
+    fn shift_into_exponent(self, a: __m512) -> __m512 {
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))))
+    }
+    #[inline(always)]
     fn reduce_max(self, a: __m512) -> f32 {
         op!(_mm512_reduce_max_ps(a))
     }

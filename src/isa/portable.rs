@@ -128,6 +128,10 @@ impl Isa for Portable {
         a * first * second
     }
     #[inline(always)]
+    fn shift_into_exponent(self, a: f32x8) -> f32x8 {
+        f32x8::new(a.to_array().map(|a| f32::from_bits(a.to_bits() << 23)))
+    }
+    #[inline(always)]
     fn reduce_max(self, a: f32x8) -> f32 {
         a.to_array().into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
     }
