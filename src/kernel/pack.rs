@@ -26,6 +26,9 @@ pub(crate) fn pack_query<I: Isa, Q: Element>(isa: I, row: &[Q], factor: f32, out
     }
 }
 
+/// Elements of a cache line of packed keys: as many keys are packed side by side, which writes each line at once.
+const LINE: usize = 16;
+
 /// Rows of keys into `panels`, reading and writing each once. Keys that do not exist become, or stay, arbitrary numbers.
 #[inline(always)]
 pub(crate) fn pack_panels<I: Isa, T: Element>(
@@ -36,18 +39,23 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
     out: &mut [f32],
 ) {
     for (panel, out) in panels.zip(out.chunks_exact_mut(PANEL * head_dim)) {
-        for column in (0..PANEL).step_by(I::LANES) {
+        for column in (0..PANEL).step_by(LINE) {
             let first = panel * PANEL + column;
             if first >= keys.len {
                 return;
             }
-            let mut prefetch = PrefetchRows::new(keys, head_dim, [first, I::LANES]);
+            let mut prefetch = PrefetchRows::new(keys, head_dim, [first, LINE]);
             for d in (0..head_dim).step_by(T::COLUMNS) {
                 prefetch.ask(isa);
-                let columns = load_columns(isa, keys, head_dim, first, d);
-                let dims = out[d * PANEL..].chunks_exact_mut(PANEL);
-                for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {
-                    isa.store(keys, &mut dim[column..]);
+                let dims = &mut out[d * PANEL..];
+                for lane in (0..LINE).step_by(I::LANES) {
+                    if first + lane >= keys.len {
+                        break;
+                    }
+                    let columns = load_columns(isa, keys, head_dim, first + lane, d);
+                    for (dim, &keys) in dims.chunks_exact_mut(PANEL).zip(&columns[..T::COLUMNS]) {
+                        isa.store(keys, &mut dim[column + lane..]);
+                    }
                 }
             }
         }
@@ -68,13 +76,11 @@ pub(crate) fn pack_values<I: Isa, T: Element>(
     rows: usize,
     out: &mut [f32],
 ) {
-    for (panel, out) in out.chunks_mut(rows * VALUE_PANEL).enumerate() {
-        let first = panel * VALUE_PANEL;
-        if first >= values.v_dim {
-            return;
-        }
-        for (key, out) in keys.clone().zip(out.chunks_exact_mut(VALUE_PANEL)) {
-            let row = &values.data[key * values.stride..][..values.v_dim];
+    for (index, key) in keys.enumerate() {
+        let row = &values.data[key * values.stride..][..values.v_dim];
+        let dims = (0..values.v_dim).step_by(VALUE_PANEL);
+        for (first, out) in dims.zip(out.chunks_mut(rows * VALUE_PANEL)) {
+            let out = &mut out[index * VALUE_PANEL..][..VALUE_PANEL];
             for lane in (0..VALUE_PANEL).step_by(I::LANES) {
                 isa.store(load_padded(isa, row, first + lane), &mut out[lane..]);
             }
