@@ -29,14 +29,13 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
     lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
 }
 
-/// Values that are read once are visited this many keys at a time by several rows, so that going through them once for each
-/// register tile stays within L1 (bench `attention/decode`, several query heads per KV head).
-const STREAMED_KEYS: usize = 16;
-
-/// Keys whose values, `row_bytes` each, `rows` rows visit at a time. With 16 registers of 8 lanes a single row keeps 64 dimensions
-/// at most; a few keys at a time, what it reads of memory is in order but for a KiB or two, which is what the hardware's
-/// prefetchers follow: 128 dimensions in `f32` are 1.3 times as fast from memory as with 16 keys, 256 are
-/// 1.5 times; from a cache, and in half precision, 1.05 (bench `roofline`, `decode` of level AVX2).
+/// Keys whose values, `row_bytes` each, `rows` rows visit at a time where values are read once: registers hold some of the
+/// dimensions, and what the others need should be in L1 by then (bench `attention/decode`, several query heads per KV head).
+///
+/// With 16 registers of 8 lanes, several rows visit half of L1 at a time, 1.04 to 1.08 times as fast as 16 keys. A single row
+/// visits a KiB or two: what it reads of memory is in order but for that, which is what the hardware's prefetchers follow.
+/// 128 dimensions in `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half
+/// precision, 1.05 (bench `roofline`, `decode` of level AVX2).
 #[inline(always)]
 pub(crate) fn streamed_keys(
     has_narrow_tiles: bool,
@@ -45,10 +44,14 @@ pub(crate) fn streamed_keys(
     row_bytes: usize,
     from_memory: bool,
 ) -> usize {
-    if rows > 1 || !has_narrow_tiles {
-        return STREAMED_KEYS;
+    if !has_narrow_tiles {
+        return 16;
     }
-    let bytes: usize = if from_memory && dtype == DType::F32 { 1 << 10 } else { 2 << 10 };
+    let bytes: usize = match rows {
+        2.. => 16 << 10,
+        _ if from_memory && dtype == DType::F32 => 1 << 10,
+        _ => 2 << 10,
+    };
     bytes.div_ceil(row_bytes.max(1))
 }
 
