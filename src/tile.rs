@@ -29,13 +29,17 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
     lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
 }
 
-/// Keys whose values, `row_bytes` each, `rows` rows visit at a time where values are read once: registers hold some of the
-/// dimensions, and what the others need should be in L1 by then (bench `attention/decode`, several query heads per KV head).
+/// How many keys a register tile of some dimensions covers before the next tile begins, where levels have registers for 64
+/// dimensions and more.
+const STREAMED_KEYS: usize = 16;
+
+/// The same for values of `row_bytes` that blocks of `rows` rows read once: what is visited again for the next tile should be in
+/// L1 by then (bench `attention/decode`, several query heads per KV head).
 ///
-/// With 16 registers of 8 lanes, several rows visit half of L1 at a time, 1.04 to 1.08 times as fast as 16 keys. A single row
-/// visits a KiB or two: what it reads of memory is in order but for that, which is what the hardware's prefetchers follow.
-/// 128 dimensions in `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half
-/// precision, 1.05 (bench `roofline`, `decode` of level AVX2).
+/// With 16 registers of 8 lanes, several rows cover half of L1, 1.04 to 1.08 times as fast as 16 keys. A single row covers a KiB
+/// or two, so that its tiles leave the order of memory no further than the hardware's prefetchers follow: 128 dimensions in
+/// `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half precision, 1.05 (bench
+/// `roofline`, `decode` of level AVX2).
 #[inline(always)]
 pub(crate) fn streamed_keys(
     has_narrow_tiles: bool,
@@ -45,7 +49,7 @@ pub(crate) fn streamed_keys(
     from_memory: bool,
 ) -> usize {
     if !has_narrow_tiles {
-        return 16;
+        return STREAMED_KEYS;
     }
     let bytes: usize = match rows {
         2.. => 16 << 10,
@@ -53,6 +57,13 @@ pub(crate) fn streamed_keys(
         _ => 2 << 10,
     };
     bytes.div_ceil(row_bytes.max(1))
+}
+
+/// Whether a single row asks for values ahead of time: not where [`streamed_keys`] leaves that to the hardware, which it costs a
+/// tenth.
+#[inline(always)]
+pub(crate) fn asks_for_values(has_narrow_tiles: bool, dtype: DType, from_memory: bool) -> bool {
+    from_memory && !(has_narrow_tiles && dtype == DType::F32)
 }
 
 /// Keys and values of fewer bytes are taken to lie in a cache (bench `roofline`, `decode` and `small`: what prefetching gains

@@ -44,6 +44,10 @@ fn value_dims() {
             }
         }
     }
+    // As many queries as have values packed.
+    for storage in STORAGES {
+        verify(Case { q_len: 40, v_dim: 0, storage, ..Case::default() });
+    }
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 data: &values[(first + run.start) * stride..],
                 stride,
                 v_dim: stride,
-                from_memory: false,
+                asks_ahead: false,
             };
             let weighted = WeightedRows {
                 weights,

@@ -17,7 +17,7 @@ use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, 
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, from_memory, packs_values, streamed_keys};
+use crate::tile::{FUSED_ROWS, asks_for_values, from_memory, packs_values, streamed_keys};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -34,6 +34,8 @@ pub(crate) struct Source<'a, T> {
     /// Values there are.
     kv_len: usize,
     packing: ValuePacking,
+    /// Whether keys and values are expected to come from memory.
+    from_memory: bool,
     /// Values to visit at a time.
     step: usize,
 }
@@ -84,11 +86,12 @@ impl<I: Isa> Tier<I> for FmaTier {
     #[inline(always)]
     fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
+        let (narrow, from_memory) = (has_narrow_tiles::<I>(), from_memory(call.work));
         let values = ValueRows {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim: call.problem.v_dim,
-            from_memory: from_memory(call.work),
+            asks_ahead: asks_for_values(narrow, T::DTYPE, from_memory),
         };
         let packing = match packs_values(I::LANES, block.rows.len(), block.shares_keys) {
             false => ValuePacking::None,
@@ -96,8 +99,10 @@ impl<I: Isa> Tier<I> for FmaTier {
             true => ValuePacking::Tile,
         };
         let row_bytes = values.v_dim * size_of::<T>();
-        let narrow = has_narrow_tiles::<I>();
-        let step = streamed_keys(narrow, block.rows.len(), T::DTYPE, row_bytes, values.from_memory);
+        let step = match block.shares_keys {
+            true => usize::MAX,
+            false => streamed_keys(narrow, block.rows.len(), T::DTYPE, row_bytes, from_memory),
+        };
         Source {
             head_dim: call.problem.head_dim,
             head: [index, block.kv_head],
@@ -105,7 +110,8 @@ impl<I: Isa> Tier<I> for FmaTier {
             values,
             kv_len,
             packing,
-            step: if block.shares_keys { usize::MAX } else { step },
+            from_memory,
+            step,
         }
     }
 
@@ -211,7 +217,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let (panels, from_memory) = (&panels[first..], source.values.from_memory);
+                let (panels, from_memory) = (&panels[first..], source.from_memory);
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, from_memory, columns, out });
             }
             KeySource::Packed(_) | KeySource::PackedTile(_) => {

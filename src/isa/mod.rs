@@ -71,7 +71,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `a * 2^n`, rounded once, for integral `n` in -252..=252 (any `n` where [`SCALES_ANY`](Isa::SCALES_ANY)) and
     /// `|a|` in [0.5, 2] or NaN.
     fn scale_exp2(self, a: Self::F, n: Self::F) -> Self::F;
-    /// What the last 9 bits of `a`'s representation are as sign and exponent, in front of zeros.
+    /// `a`'s representation shifted left by 23 bits: its last 9 bits become sign and exponent, the significand is 0.
     fn shift_into_exponent(self, a: Self::F) -> Self::F;
     /// The largest lane, from a tree of [`max`](Isa::max); with a NaN in some lane, any lane's value.
     fn reduce_max(self, a: Self::F) -> f32;

@@ -145,10 +145,10 @@ impl<'a, T: Element> KeyRows<'a, T> {
 }
 
 /// The same as [`score_panels`] from keys held as rows: a few columns are gathered into registers at a time. For up to three
-/// rows two vectors of keys side by side, as one chain of multiply-adds waits for itself: a row against keys in a cache
-/// 1.2 to 1.3 times, two rows 1.1 times. Four vectors, for a single row, are another 1.05 to 1.1 in bf16, which takes fewest
-/// registers to widen; f16 loses as much, f32 from memory 1.2 to 1.4 times, as hardly any of L1 is left (bench `roofline`,
-/// `small` and `decode` from rows; AVX2, where alone it was tried).
+/// rows two vectors of keys side by side, as one chain of multiply-adds waits for itself: a row against keys in a cache is 1.2 to
+/// 1.3 times as fast, two rows 1.1 times. Four vectors make a single row of bf16, which takes fewest registers to widen, another
+/// 1.05 to 1.1 times as fast; they cost as much in f16, and 1.2 to 1.4 in f32 from memory, which leaves hardly any of L1 (bench
+/// `roofline`, `small` and `decode` from rows; AVX2, where alone it was tried).
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(

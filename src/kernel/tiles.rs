@@ -157,7 +157,7 @@ impl AccumulatePacked<'_> {
                 data: &values[first * TILE..],
                 stride: Constant::<VALUE_PANEL>,
                 v_dim: VALUE_PANEL,
-                from_memory: false,
+                asks_ahead: false,
             };
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
             let step = usize::MAX;

@@ -4,7 +4,7 @@
 use super::Stride;
 use super::prefetch::Prefetch;
 use super::product::Product;
-use super::score::{has_narrow_tiles, split_rows};
+use super::score::split_rows;
 use crate::isa::Isa;
 use std::ops::Range;
 
@@ -14,8 +14,8 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
     pub(crate) data: &'a [T],
     pub(crate) stride: D,
     pub(crate) v_dim: usize,
-    /// Whether they are expected to come from memory.
-    pub(crate) from_memory: bool,
+    /// Whether a single row asks for what lies ahead.
+    pub(crate) asks_ahead: bool,
 }
 
 /// Weights and accumulators of `MR` rows.
@@ -29,8 +29,8 @@ pub(crate) struct WeightedRows<'a, W, D> {
     pub(crate) acc_stride: usize,
 }
 
-/// Adds `count` keys (or pairs of keys). With more dimensions than fit in registers, `step` of them at a time, whose values are
-/// visited several times, and should be in L1 by then. With `GUARD`, keys whose weight is
+/// Adds `count` keys (or pairs of keys). Where no single register tile holds all dimensions, `step` of them at a time, whose
+/// values are visited once for each tile, and should be in L1 by then. With `GUARD`, keys whose weight is
 /// [`REMOVED`](super::product::REMOVED) are left out of that row: neither their value nor its sign can show.
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
@@ -40,7 +40,9 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
     step: usize,
     mut rows: WeightedRows<'_, P::Factor, impl Stride>,
 ) {
-    let once = values.v_dim <= widest::<I>(MR) * I::LANES;
+    let vectors = values.v_dim.div_ceil(I::LANES);
+    let once = vectors == 1
+        || values.v_dim == vectors * I::LANES && vectors.is_power_of_two() && vectors <= widest::<I>(MR);
     let step = if once { count } else { step };
     let mut start = 0;
     while start < count {
@@ -50,7 +52,8 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
     }
 }
 
-/// Vectors of dimensions that registers hold for so many rows.
+/// Vectors of dimensions of the widest tile that registers hold for so many rows; [`accumulate_step`] takes tiles of that many
+/// and, for what is left, of each smaller power of two.
 #[inline(always)]
 const fn widest<I: Isa>(rows: usize) -> usize {
     match (I::LANES, I::REGISTERS) {
@@ -119,8 +122,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let in_order = has_narrow_tiles::<I>() && size_of::<P::Stored>() == 4;
-    let prefetch = Prefetch::<MR>::new(data, count * stride, values.from_memory && !in_order);
+    let prefetch = Prefetch::<MR>::new(data, count * stride, values.asks_ahead);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];

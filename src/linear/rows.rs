@@ -151,9 +151,9 @@ impl Kernel for Rows<'_> {
             }
             _ => (&**transposed, features),
         };
-        let sums = ValueRows { data: state.sums, stride: v_stride, v_dim, from_memory: false };
+        let sums = ValueRows { data: state.sums, stride: v_stride, v_dim, asks_ahead: false };
         let features_there = if has_state { features } else { 0 };
-        let values = ValueRows { data: values, stride: v_stride, v_dim, from_memory: false };
+        let values = ValueRows { data: values, stride: v_stride, v_dim, asks_ahead: false };
         for first in rows.clone().step_by(MAX_ROWS) {
             let group = first..rows.end.min(first + MAX_ROWS);
             let acc = &mut acc[first * v_stride..group.end * v_stride];

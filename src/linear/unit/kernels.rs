@@ -87,7 +87,7 @@ impl Kernel for Fold<'_, '_> {
             data: &values[columns.start * v_stride..],
             stride: v_stride,
             v_dim,
-            from_memory: false,
+            asks_ahead: false,
         };
         for first in (0..features).step_by(MAX_ROWS) {
             let weights = &keys[first * PANEL + columns.start..];
