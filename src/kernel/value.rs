@@ -4,7 +4,7 @@
 use super::Stride;
 use super::prefetch::Prefetch;
 use super::product::Product;
-use super::score::split_rows;
+use super::score::{split_rows, takes_three};
 use crate::isa::Isa;
 use std::ops::Range;
 
@@ -42,7 +42,8 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
 ) {
     let vectors = values.v_dim.div_ceil(I::LANES);
     let once = vectors == 1
-        || values.v_dim == vectors * I::LANES && vectors.is_power_of_two() && vectors <= widest::<I>(MR);
+        || values.v_dim == vectors * I::LANES
+            && (vectors == widest::<I>(MR) || vectors.is_power_of_two() && vectors < widest::<I>(MR));
     let step = if once { count } else { step };
     let mut start = 0;
     while start < count {
@@ -52,8 +53,8 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
     }
 }
 
-/// Vectors of dimensions of the widest tile that registers hold for so many rows; [`accumulate_step`] takes tiles of that many
-/// and, for what is left, of each smaller power of two.
+/// Vectors of dimensions of the widest tile for so many rows; [`accumulate_step`] takes tiles of that many and, for what is left,
+/// of each smaller power of two.
 #[inline(always)]
 const fn widest<I: Isa>(rows: usize) -> usize {
     match (I::LANES, I::REGISTERS) {
@@ -61,7 +62,8 @@ const fn widest<I: Isa>(rows: usize) -> usize {
         (16, _) if rows <= 2 => 8,
         (16, _) => 4,
         (8, _) if rows == 1 => 8,
-        (8, _) if rows <= 3 => 4,
+        (8, _) if rows == 2 => 4,
+        (8, _) if takes_three(rows, 3) => 3,
         _ => 2,
     }
 }
@@ -85,6 +87,12 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
         while d + 4 * I::LANES <= values.v_dim {
             accumulate_tile::<I, P, MR, 4, GUARD>(isa, values, &keys, d, rows);
             d += 4 * I::LANES;
+        }
+    }
+    if widest::<I>(MR) == 3 {
+        while takes_three(MR, values.v_dim.saturating_sub(d) / I::LANES) {
+            accumulate_tile::<I, P, MR, 3, GUARD>(isa, values, &keys, d, rows);
+            d += 3 * I::LANES;
         }
     }
     if widest::<I>(MR) >= 2 {
