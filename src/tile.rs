@@ -29,8 +29,7 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
     lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
 }
 
-/// How many keys a register tile of some dimensions covers before the next tile begins, where levels have registers for 64
-/// dimensions and more.
+/// How many keys a register tile of some dimensions covers before the next tile begins, where tiles are not narrow.
 const STREAMED_KEYS: usize = 16;
 
 /// The same for values of `row_bytes` that blocks of `rows` rows read once: what is visited again for the next tile should be in
@@ -59,8 +58,8 @@ pub(crate) fn streamed_keys(
     bytes.div_ceil(row_bytes.max(1))
 }
 
-/// Whether a single row asks for values ahead of time: not where [`streamed_keys`] leaves that to the hardware, which it costs a
-/// tenth.
+/// Whether a single row asks for values ahead of time: not where [`streamed_keys`] leaves that to the hardware, as asking costs a
+/// tenth there.
 #[inline(always)]
 pub(crate) fn asks_for_values(has_narrow_tiles: bool, dtype: DType, from_memory: bool) -> bool {
     from_memory && !(has_narrow_tiles && dtype == DType::F32)

@@ -77,8 +77,8 @@ pub(crate) fn has_narrow_tiles<I: Isa>() -> bool {
 }
 
 /// Whether the next of `left` vectors are taken three at a time where tiles are narrow: three rows are too few chains in tiles of
-/// two, and in tiles of four, which spill, 1.5 to 1.6 times as slow (one query, 3 query heads per KV head, 1024 keys in a cache,
-/// level AVX2). Four rows spill with three.
+/// two, and in tiles of four, which spill, 1.5 to 1.6 times as slow (example `bench_worker`, one query, 3 query heads per KV head,
+/// 1024 keys in a cache, level AVX2). Four rows spill with three.
 #[inline(always)]
 pub(crate) const fn takes_three(rows: usize, left: usize) -> bool {
     rows == 3 && left >= 3 && left != 4
