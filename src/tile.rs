@@ -38,7 +38,8 @@ const STREAMED_KEYS: usize = 16;
 /// With 16 registers of 8 lanes, several rows cover half of L1, 1.04 to 1.08 times as fast as 16 keys. A single row covers a KiB
 /// or two, so that its tiles leave the order of memory no further than the hardware's prefetchers follow: 128 dimensions in
 /// `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half precision, 1.05 (bench
-/// `roofline`, `decode` of level AVX2).
+/// `roofline`, `decode` of level AVX2). At AVX-512 half of L1 gains several rows nothing from a cache, and loses them 3 to 20 %
+/// from memory (`few` and `decode` of level AVX-512).
 #[inline(always)]
 pub(crate) fn streamed_keys(
     has_narrow_tiles: bool,

@@ -136,13 +136,12 @@ impl TilePrefetch {
 pub(crate) struct PrefetchRows<'a, T> {
     keys: KeyRows<'a, T>,
     head_dim: usize,
-    /// Where the next row to ask for starts.
-    next: usize,
-    /// Rows that are transposed side by side, and how many are still to ask for.
-    count: usize,
-    left: usize,
-    /// How much of the next row they have earned: all of it at `head_dim`.
-    earned: usize,
+    /// Where the row starts whose lines are asked for.
+    row: usize,
+    /// The element of it whose line is next.
+    element: usize,
+    /// Lines that `COLUMNS` dimensions of the keys are.
+    lines: usize,
 }
 
 impl<'a, T: Element> PrefetchRows<'a, T> {
@@ -150,24 +149,24 @@ impl<'a, T: Element> PrefetchRows<'a, T> {
     #[inline(always)]
     pub(crate) fn new(keys: KeyRows<'a, T>, head_dim: usize, [first, count]: [usize; 2]) -> Self {
         let ahead = first + AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
-        let next = if ahead + count <= keys.len { ahead } else { first };
-        Self { keys, head_dim, next: next * keys.stride, count, left: count, earned: 0 }
+        let first = if ahead + count <= keys.len { ahead } else { first };
+        let lines = count * T::COLUMNS * size_of::<T>() / LINE_BYTES;
+        Self { keys, head_dim, row: first * keys.stride, element: 0, lines }
     }
 
-    /// Asks for as much as the next `COLUMNS` dimensions of the keys are, row by row.
+    /// Asks for as many lines as the next `COLUMNS` dimensions of the keys are, in the order of memory.
     #[inline(always)]
     pub(crate) fn ask<I: Isa>(&mut self, isa: I) {
         if !self.keys.from_memory {
             return;
         }
-        self.earned += self.count * T::COLUMNS;
-        while self.earned >= self.head_dim && self.left > 0 {
-            self.earned -= self.head_dim;
-            self.left -= 1;
-            for element in (0..self.head_dim).step_by(LINE_BYTES / size_of::<T>()) {
-                isa.prefetch(self.keys.data, self.next + element);
+        for _ in 0..self.lines {
+            isa.prefetch(self.keys.data, self.row + self.element);
+            self.element += LINE_BYTES / size_of::<T>();
+            if self.element >= self.head_dim {
+                self.element = 0;
+                self.row += self.keys.stride;
             }
-            self.next += self.keys.stride;
         }
     }
 }
