@@ -210,12 +210,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             }
             let weights = &rounded[run.start..];
             // All that the accumulators have room for: rows of values are padded likewise.
-            let values = ValueRows {
-                data: &values[(first + run.start) * stride..],
-                stride,
-                v_dim: stride,
-                asks_ahead: false,
-            };
+            let values = ValueRows::cached(&values[(first + run.start) * stride..], stride, stride);
             let weighted = WeightedRows {
                 weights,
                 weights_stride: Constant::<{ TILE / 2 }>,

@@ -17,7 +17,7 @@ use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, 
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, asks_for_values, from_memory, packs_values, streamed_keys};
+use crate::tile::{FUSED_ROWS, asks_for_values, from_memory, packs_values, reads_whole_rows, streamed_keys};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -87,21 +87,23 @@ impl<I: Isa> Tier<I> for FmaTier {
     fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let (narrow, from_memory) = (has_narrow_tiles::<I>(), from_memory(call.work));
+        let (rows, v_dim) = (block.rows.len(), call.problem.v_dim);
         let values = ValueRows {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
-            v_dim: call.problem.v_dim,
+            v_dim,
             asks_ahead: asks_for_values(narrow, T::DTYPE, from_memory),
+            whole_rows: reads_whole_rows(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
-        let packing = match packs_values(I::LANES, block.rows.len(), block.shares_keys) {
+        let packing = match packs_values(I::LANES, rows, block.shares_keys) {
             false => ValuePacking::None,
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
         };
-        let row_bytes = values.v_dim * size_of::<T>();
+        let row_bytes = v_dim * size_of::<T>();
         let step = match block.shares_keys {
             true => usize::MAX,
-            false => streamed_keys(narrow, block.rows.len(), T::DTYPE, row_bytes, from_memory),
+            false => streamed_keys(narrow, rows, T::DTYPE, row_bytes, from_memory),
         };
         Source {
             head_dim: call.problem.head_dim,

@@ -152,13 +152,8 @@ impl AccumulatePacked<'_> {
         let Self { rows, values, v_dim, keys, weighted } = self;
         let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
         for first in (0..v_dim).step_by(VALUE_PANEL) {
-            let values = ValueRows {
-                // On to the end: what comes next is what is read next.
-                data: &values[first * TILE..],
-                stride: Constant::<VALUE_PANEL>,
-                v_dim: VALUE_PANEL,
-                asks_ahead: false,
-            };
+            // On to the end: what comes next is what is read next.
+            let values = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
             let step = usize::MAX;
             Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
@@ -181,5 +176,52 @@ impl Kernel for Guarded<AccumulatePacked<'_>> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         self.0.run_guard::<I, true>(isa);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Level;
+
+    const KEYS: usize = 37;
+
+    /// Sums of some rows from `first` on, of values that are taken to lie in memory or not.
+    fn sums(
+        level: Level,
+        first: usize,
+        rows: usize,
+        v_dim: usize,
+        (step, memory): (usize, bool),
+    ) -> Vec<f32> {
+        let number = |index: usize| (index * 7919 % 1009) as f32 / 1009.0 - 0.4;
+        let weights: Vec<f32> = (0..rows * TILE).map(|index| number(first * TILE + index)).collect();
+        let data: Vec<f32> = (0..KEYS * v_dim).map(|index| number(index + 5)).collect();
+        let acc_stride = v_dim.next_multiple_of(16);
+        let mut acc: Vec<f32> =
+            (0..rows * acc_stride).map(|index| number(first * acc_stride + index)).collect();
+        let mut values = ValueRows::cached(&data, v_dim, v_dim);
+        (values.asks_ahead, values.whole_rows) = (memory, memory);
+        let stride = Constant::<TILE>;
+        let weighted = WeightedRows { weights: &weights, weights_stride: stride, acc: &mut acc, acc_stride };
+        level.dispatch(Accumulate { rows, values, keys: KEYS, step, weighted });
+        acc.chunks(acc_stride).flat_map(|row| row[..v_dim].to_vec()).collect()
+    }
+
+    /// How values are visited changes no bit: several rows are each as by itself.
+    #[test]
+    fn rows_are_summed_alike_whatever_the_way_through_values() {
+        for level in Level::available() {
+            for v_dim in [64, 128, 129, 256] {
+                let alone = |row| sums(level, row, 1, v_dim, (usize::MAX, false));
+                let expected: Vec<f32> = (0..6).flat_map(alone).collect();
+                let ways = [(1, true), (16, true), (usize::MAX, true), (5, false)];
+                for (rows, way) in (1..=6).flat_map(|rows| ways.map(|way| (rows, way))) {
+                    let got = sums(level, 0, rows, v_dim, way);
+                    let same = got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{level}: {rows} rows of {v_dim} dimensions, {way:?}");
+                }
+            }
+        }
     }
 }

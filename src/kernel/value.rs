@@ -6,6 +6,7 @@ use super::prefetch::Prefetch;
 use super::product::Product;
 use super::score::{split_rows, takes_three};
 use crate::isa::Isa;
+use crate::tile::PAIRED_ROWS;
 use std::ops::Range;
 
 /// Values as rows (of keys, or of pairs of keys), `stride` elements apart, from the first on.
@@ -16,6 +17,16 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
     pub(crate) v_dim: usize,
     /// Whether a single row asks for what lies ahead.
     pub(crate) asks_ahead: bool,
+    /// Whether [`PAIRED_ROWS`] rows of weights read whole rows, where no tile for all of them does: two at a time.
+    pub(crate) whole_rows: bool,
+}
+
+impl<'a, T, D> ValueRows<'a, T, D> {
+    /// Values that lie in a cache.
+    #[inline(always)]
+    pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
+        Self { data, stride, v_dim, asks_ahead: false, whole_rows: false }
+    }
 }
 
 /// Weights and accumulators of `MR` rows.
@@ -45,11 +56,40 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
         || values.v_dim == vectors * I::LANES
             && (vectors == widest::<I>(MR) || vectors.is_power_of_two() && vectors < widest::<I>(MR));
     let step = if once { count } else { step };
+    let in_pairs = has_wide_tiles::<I>() && MR == PAIRED_ROWS && !GUARD && !once && values.whole_rows;
     let mut start = 0;
     while start < count {
         let keys = start..count.min(start.saturating_add(step));
-        accumulate_step::<I, P, MR, GUARD>(isa, values, keys.clone(), &mut rows);
+        if in_pairs {
+            accumulate_in_pairs::<I, P, MR>(isa, values, keys.clone(), &mut rows);
+        } else {
+            accumulate_step::<I, P, MR, GUARD>(isa, values, keys.clone(), &mut rows);
+        }
         start = keys.end;
+    }
+}
+
+/// Whether 32 registers of 16 lanes hold the tiles.
+#[inline(always)]
+const fn has_wide_tiles<I: Isa>() -> bool {
+    I::LANES == 16 && I::REGISTERS >= 32
+}
+
+/// [`accumulate_step`] for two rows of weights after another; `MR` is even.
+#[inline(always)]
+fn accumulate_in_pairs<I: Isa, P: Product<I>, const MR: usize>(
+    isa: I,
+    values: ValueRows<'_, P::Stored, impl Stride>,
+    keys: Range<usize>,
+    rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
+) {
+    for first in (0..MR).step_by(2) {
+        let mut pair = WeightedRows {
+            weights: &rows.weights[first * rows.weights_stride.elements()..],
+            acc: &mut rows.acc[first * rows.acc_stride..],
+            ..*rows
+        };
+        accumulate_step::<I, P, 2, false>(isa, values, keys.clone(), &mut pair);
     }
 }
 

@@ -151,9 +151,9 @@ impl Kernel for Rows<'_> {
             }
             _ => (&**transposed, features),
         };
-        let sums = ValueRows { data: state.sums, stride: v_stride, v_dim, asks_ahead: false };
+        let sums = ValueRows::cached(state.sums, v_stride, v_dim);
         let features_there = if has_state { features } else { 0 };
-        let values = ValueRows { data: values, stride: v_stride, v_dim, asks_ahead: false };
+        let values = ValueRows::cached(values, v_stride, v_dim);
         for first in rows.clone().step_by(MAX_ROWS) {
             let group = first..rows.end.min(first + MAX_ROWS);
             let acc = &mut acc[first * v_stride..group.end * v_stride];

@@ -83,12 +83,7 @@ impl Kernel for Fold<'_, '_> {
         for (norm, row) in unit.norms.iter_mut().zip(keys.chunks_exact(PANEL)) {
             *norm += sum_columns(isa, row, columns.clone());
         }
-        let values = ValueRows {
-            data: &values[columns.start * v_stride..],
-            stride: v_stride,
-            v_dim,
-            asks_ahead: false,
-        };
+        let values = ValueRows::cached(&values[columns.start * v_stride..], v_stride, v_dim);
         for first in (0..features).step_by(MAX_ROWS) {
             let weights = &keys[first * PANEL + columns.start..];
             let rows = MAX_ROWS.min(features - first);
