@@ -69,11 +69,11 @@ pub(crate) fn asks_for_values(has_narrow_tiles: bool, dtype: DType, from_memory:
 /// Rows of weights that may go through values in pairs at AVX-512.
 pub(crate) const PAIRED_ROWS: usize = 4;
 
-/// Whether [`PAIRED_ROWS`] rows, alone in their block, do so. Memory wants values to be read in order, whole rows of them, and tiles
-/// for more than two rows of weights are 64 dimensions wide: in pairs, 4 rows of 128 or 256 dimensions in `f32` are 1.08 to 1.3
-/// times as fast from memory, and the same from a cache. 5 and 6 rows gain at most 5 %, 3 lose 6 to 15; half precision, which pairs
-/// widen more often, loses 7 to 11 %, and so do more rows, the later ones of which find values in L2 (bench `roofline`, `decode`
-/// and `few`, level AVX-512).
+/// Whether [`PAIRED_ROWS`] rows, alone in their block, do so, 128 dimensions at a time. Memory wants values to be read in order, and
+/// tiles for more than two rows of weights are 64 dimensions wide: in pairs, 4 rows of 128 or 256 dimensions in `f32` are 1.08 to
+/// 1.3 times as fast from memory (bench `roofline`, `decode` and `few`, level AVX-512); from a cache they gain nothing. Elsewhere it
+/// was tried with the example `bench_worker`: 5 and 6 rows gain at most 5 %, 3 lose 6 to 15; half precision, which pairs widen more
+/// often, loses 7 to 11 %, and so do more rows, the later ones of which find values in L2.
 #[inline(always)]
 pub(crate) fn reads_whole_rows(
     has_narrow_tiles: bool,

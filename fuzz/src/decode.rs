@@ -110,7 +110,7 @@ impl<T: Element> Decoding<T> {
         self.values.iter_mut().for_each(|values| values.truncate(len * self.problem.v_dim));
     }
 
-    /// Asks both, at every level, and those of different bits for their certificate.
+    /// Asks both, at every level, and one of the levels with the same bits for its certificate.
     fn ask(&mut self, input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<()> {
         let Problem { q_heads, kv_heads, head_dim, v_dim, .. } = self.problem;
         let (q_len, kv_len) = (input.int_in_range(1..=4)?, self.cache.len());

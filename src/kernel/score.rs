@@ -159,7 +159,8 @@ impl<'a, T: Element> KeyRows<'a, T> {
 /// rows two vectors of keys side by side, as one chain of multiply-adds waits for itself: a row against keys in a cache is 1.2 to
 /// 1.3 times as fast, two rows 1.1 times. Four vectors make a single row of bf16, which takes fewest registers to widen, another
 /// 1.05 to 1.1 times as fast; they cost as much in f16, and 1.2 to 1.4 in f32 from memory, which leaves hardly any of L1 (bench
-/// `roofline`, `small` and `decode` from rows, level AVX2). One vector of AVX-512 is 16 rows already: two lose 1 to 8 %.
+/// `roofline`, `small` and `decode` from rows, level AVX2). One vector of AVX-512 is 16 keys already: two lose 1 to 8 % (the same,
+/// level AVX-512).
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(

@@ -17,7 +17,7 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
     pub(crate) v_dim: usize,
     /// Whether a single row asks for what lies ahead.
     pub(crate) asks_ahead: bool,
-    /// Whether [`PAIRED_ROWS`] rows of weights read whole rows, where no tile for all of them does: two at a time.
+    /// Whether [`PAIRED_ROWS`] rows of weights go through them two at a time, whose tile is twice as wide.
     pub(crate) whole_rows: bool,
 }
 
@@ -75,7 +75,7 @@ const fn has_wide_tiles<I: Isa>() -> bool {
     I::LANES == 16 && I::REGISTERS >= 32
 }
 
-/// [`accumulate_step`] for two rows of weights after another; `MR` is even.
+/// [`accumulate_step`] for two rows of weights at a time; `MR` is even.
 #[inline(always)]
 fn accumulate_in_pairs<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
