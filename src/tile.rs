@@ -75,7 +75,7 @@ pub(crate) const PAIRED_ROWS: usize = 4;
 /// was tried with the example `bench_worker`: 5 and 6 rows gain at most 5 %, 3 lose 6 to 15; half precision, which pairs widen more
 /// often, loses 7 to 11 %, and so do more rows, the later ones of which find values in L2.
 #[inline(always)]
-pub(crate) fn reads_whole_rows(
+pub(crate) fn adds_in_pairs(
     has_narrow_tiles: bool,
     rows: usize,
     dtype: DType,

@@ -17,7 +17,7 @@ use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, 
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, asks_for_values, from_memory, packs_values, reads_whole_rows, streamed_keys};
+use crate::tile::{FUSED_ROWS, adds_in_pairs, asks_for_values, from_memory, packs_values, streamed_keys};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -93,7 +93,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             stride: call.v.strides()[2],
             v_dim,
             asks_ahead: asks_for_values(narrow, T::DTYPE, from_memory),
-            whole_rows: reads_whole_rows(narrow, rows, T::DTYPE, v_dim, from_memory),
+            in_pairs: adds_in_pairs(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
         let packing = match packs_values(I::LANES, rows, block.shares_keys) {
             false => ValuePacking::None,

@@ -134,7 +134,8 @@ impl TilePrefetch {
 /// hardware's prefetchers do not follow: from memory that alone runs at less than half the speed. Prefetches into L2 in the
 /// order of memory make the transposition hit the cache (real loads in their place stop the core at every miss, and lose
 /// a third), as many as there are lines used up: whole rows at a time, rarer, lose 4 to 10 % at AVX-512 and 2 at AVX2 (f32
-/// decode from rows). Of rows that are not whole lines the last are left to the hardware. What is taken to lie in a cache is not asked for.
+/// decode from rows). Of rows that are not whole lines the last are left to the hardware. What is taken to lie in a cache is not
+/// asked for.
 #[derive(Clone, Copy)]
 pub(crate) struct PrefetchRows<'a, T> {
     keys: KeyRows<'a, T>,

@@ -18,14 +18,14 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
     /// Whether a single row asks for what lies ahead.
     pub(crate) asks_ahead: bool,
     /// Whether [`PAIRED_ROWS`] rows of weights go through them two at a time, whose tile is twice as wide.
-    pub(crate) whole_rows: bool,
+    pub(crate) in_pairs: bool,
 }
 
 impl<'a, T, D> ValueRows<'a, T, D> {
     /// Values that lie in a cache.
     #[inline(always)]
     pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
-        Self { data, stride, v_dim, asks_ahead: false, whole_rows: false }
+        Self { data, stride, v_dim, asks_ahead: false, in_pairs: false }
     }
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
         || values.v_dim == vectors * I::LANES
             && (vectors == widest::<I>(MR) || vectors.is_power_of_two() && vectors < widest::<I>(MR));
     let step = if once { count } else { step };
-    let in_pairs = has_wide_tiles::<I>() && MR == PAIRED_ROWS && !GUARD && !once && values.whole_rows;
+    let in_pairs = I::LANES == 16 && MR == PAIRED_ROWS && !GUARD && !once && values.in_pairs;
     let mut start = 0;
     while start < count {
         let keys = start..count.min(start.saturating_add(step));
@@ -67,12 +67,6 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
         }
         start = keys.end;
     }
-}
-
-/// Whether 32 registers of 16 lanes hold the tiles.
-#[inline(always)]
-const fn has_wide_tiles<I: Isa>() -> bool {
-    I::LANES == 16 && I::REGISTERS >= 32
 }
 
 /// [`accumulate_step`] for two rows of weights at a time; `MR` is even.
