@@ -59,7 +59,13 @@ VARIANTS = {
     "rows": {},
     "panels": {"LUCID_PANELS": "1"},
     "bf16-dot": {"LUCID_BF16_DOT": "1"},
+    "bf16-dot-panels": {"LUCID_BF16_DOT": "1", "LUCID_PANELS": "1"},
 }
+
+
+def multiplies_in_bf16(variant):
+    return variant.startswith("bf16-dot")
+
 
 # Largest difference from the float64 reference that still counts as a result. Operands are standard normals, rounded to
 # the dtype before anything sees them, so this is what a library's own arithmetic may cost. f16 leaves room for weights
@@ -110,9 +116,9 @@ class Case:
 
     @property
     def variants(self):
-        """The bf16-dot tier is a gain with many queries only."""
-        dot = self.group == "prefill" and self.dtype != "f32"
-        return ["rows", "panels"] + ["bf16-dot"] * dot
+        """The bf16-dot tier is a gain with several queries only."""
+        dot = {"prefill": ["bf16-dot"], "few": ["bf16-dot-panels"]}
+        return ["rows", "panels"] + (dot.get(self.group, []) if self.dtype != "f32" else [])
 
 
 def all_cases():

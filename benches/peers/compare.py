@@ -11,7 +11,7 @@ import memory
 import peers
 import plot
 import report
-from cases import select
+from cases import multiplies_in_bf16, select
 from measure import Bench
 from results import best_peer, ratio_text, seconds_text, wrong_results_of_ours
 from verdict import verdict
@@ -80,7 +80,7 @@ def measure_threads(args, commands, threads, folder, run):
     workers, introductions, _ = peers.find(commands, threads)
     ours = peers.our_workers(args.ours, threads)
     if "avx512_bf16" not in run["machine"]["features"]:
-        del ours["bf16-dot"]
+        ours = {variant: worker for variant, worker in ours.items() if not multiplies_in_bf16(variant)}
         run["skipped"]["ours, bf16-dot"] = "this CPU has no AVX512-BF16"
     routes = {name: answer["routes"] for name, answer in introductions.items()}
     bench = Bench(ours, workers, routes, threads, folder, args)

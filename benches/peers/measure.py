@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_graph
 import reference
-from cases import TOLERANCE
+from cases import TOLERANCE, multiplies_in_bf16
 
 # A peer's threads may spin for a moment after a call; the next one should not pay for that.
 PAUSE = 0.05
@@ -128,7 +128,7 @@ class Bench:
             "shape": case.shape, "threads": self.threads,
             "ours": {
                 variant: {"seconds": statistics.median(line["times"]), "max_error": line["error"],
-                          "tolerance": TOLERANCE["bf16" if variant == "bf16-dot" else case.dtype]}
+                          "tolerance": TOLERANCE["bf16" if multiplies_in_bf16(variant) else case.dtype]}
                 for variant, line in ours.items()
             },
             "peers": {peer: best_form(case, [form for form in forms if form.peer == peer]) for peer in self.peers},

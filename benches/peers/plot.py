@@ -2,7 +2,7 @@
 import math
 from html import escape
 
-from cases import GROUPS
+from cases import GROUPS, multiplies_in_bf16
 from results import best_peer, ratio_text
 
 WIDTH, LEFT, RIGHT = 1040, 400, 150
@@ -72,10 +72,10 @@ def rows_of(lines, group):
     for line in lines:
         if line["group"] != group:
             continue
-        for tier in (("rows", "panels"), ("bf16-dot",)):
+        for tier in (("rows", "panels"), ("bf16-dot",), ("bf16-dot-panels",)):
             found = {variant: best_peer(line, variant) for variant in tier if best_peer(line, variant)}
             if found:
-                label = f"{line['label']}  {line['dtype']}" + ("  bf16-dot" if tier == ("bf16-dot",) else "")
+                label = f"{line['label']}  {line['dtype']}" + ("  bf16-dot" if multiplies_in_bf16(tier[0]) else "")
                 rows.setdefault(label, {})[line["threads"]] = {
                     variant: (ratio, name) for variant, (name, ratio) in found.items()}
     return list(rows.items())

@@ -1,7 +1,7 @@
 """The results as markdown."""
 from collections import defaultdict
 
-from cases import GROUPS
+from cases import GROUPS, multiplies_in_bf16
 from memory import HEADS, DIM, MIB, text
 from results import best_peer, ratio_text, seconds_text, wrong_results_of_ours
 from verdict import verdict
@@ -36,7 +36,7 @@ def how_to_read(run):
         f"Medians of {run['rounds']} rounds of {run['secs']} s, ours and each peer in turn. "
         "`b` batch, `h` query heads, `kv` KV heads, `q` queries, `k` keys, `d` head dimension. Ratios are the best peer's "
         "time over ours, medians over rounds of neighbouring turns: above 1 ours is faster; **bold** is a loss. Ours from "
-        "borrowed `rows`, with keys held in `panels`, and in the opt-in `bf16-dot` tier. A peer's time with `*` was "
+        "borrowed `rows`, with keys held in `panels`, and in the opt-in `bf16-dot` tier, from rows and from panels. A peer's time with `*` was "
         "computed in bf16 though f16 is stored: with f16 it is left out of the ratios of `rows` and `panels` where there "
         "is one of `bf16-dot`. `°` is the figure of a single round, of a peer far behind the fastest one.")
 
@@ -107,7 +107,7 @@ def errors(lines):
     found = defaultdict(lambda: defaultdict(float))
     for line in lines:
         for variant, ours in line["ours"].items():
-            key = f"ours, {'bf16-dot' if variant == 'bf16-dot' else 'exact tier'}"
+            key = f"ours, {'bf16-dot' if multiplies_in_bf16(variant) else 'exact tier'}"
             found[key][line["dtype"]] = max(found[key][line["dtype"]], ours["max_error"])
         for name, peer in line["peers"].items():
             if "seconds" in peer:

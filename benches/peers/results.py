@@ -1,15 +1,16 @@
 """Questions that the report, the plot and the verdict ask of a line of results."""
+from cases import multiplies_in_bf16
 
 
 def comparable(line, variant):
     """The peers a variant is held to. With f16 storage, what computes in bf16 is held against our tier that does too,
     where we have one."""
-    tiered = line["dtype"] == "f16" and "bf16-dot" in line["ours"]
+    tiered = line["dtype"] == "f16" and any(map(multiplies_in_bf16, line["ours"]))
     found = {}
     for name, peer in line["peers"].items():
         if "seconds" not in peer:
             continue
-        if tiered and variant != "bf16-dot" and peer["math"] == "bf16":
+        if tiered and not multiplies_in_bf16(variant) and peer["math"] == "bf16":
             continue
         found[name] = peer
     return found

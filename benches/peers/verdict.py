@@ -49,6 +49,8 @@ BARS = [
     Bar("GQA-4 decode f16 and bf16, panels", "panels", 3.0, decode("gqa-4", HALVES)),
     Bar("few queries, group * queries >= 8, panels", "panels", 3.0,
         lambda c: c.group == "few" and c.group_size * c.q_len >= 8),
+    Bar("few queries, bf16-dot tier, panels", "bf16-dot-panels", 3.0,
+        lambda c: c.group == "few" and c.group_size * c.q_len >= 8),
     Bar("small calls, queries * keys <= 1024, rows", "rows", 3.0,
         lambda c: c.group in ("small", "prefill") and c.q_len * c.kv_len <= 1024),
 ]

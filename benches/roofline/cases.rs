@@ -33,7 +33,8 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn id(&self) -> String {
         let keys = match (self.bf16_dot, self.panels) {
-            (true, _) => "bf16_dot",
+            (true, true) => "bf16_dot_panels",
+            (true, false) => "bf16_dot",
             (_, true) => "panels",
             _ => "rows",
         };
@@ -176,6 +177,14 @@ fn of_level(level: Level) -> Vec<Setup> {
     ] {
         setups.push(Setup { group: "few", case, limit, ..read });
         setups.push(Setup { group: "few", case, limit, panels: false, ..read });
+    }
+    if level.has_bf16_dot() {
+        for q_len in [2, 4, 16] {
+            let case = few([32, 8], q_len, 4096, 128);
+            let tier = Setup { dtype: Bf16, bf16_dot: true, limit: Limit::Bf16Dots, ..read };
+            setups.push(Setup { group: "few", case, ..tier });
+            setups.push(Setup { group: "few", case, panels: false, ..tier });
+        }
     }
     for kv_len in [10, 50, 200] {
         for panels in [false, true] {

@@ -34,6 +34,9 @@
 //!
 //! Keys and values are converted once per head and worker when several blocks share them, tile by tile when not:
 //! 4 bytes read (f32), 2 written, per element. A pair is one 32-bit lane, so a panel is transposed as in the exact tier.
+//! Converting asks memory for what is converted next, see [`crate::kernel::prefetch`]. It does not pay to spare bf16 the way
+//! through f32 (1.0: memory is what converting waits for), nor to round weights where they are made instead of in a pass of
+//! their own (0.98 to 1.04, `prefill`).
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
 use super::block::{Block, BlockRow};
@@ -45,7 +48,7 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::Share;
+use crate::kernel::prefetch::{PrefetchRows, Share, ask};
 use crate::kernel::product::Pair;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
@@ -251,7 +254,7 @@ impl<T: Element> Source<'_, T> {
         match self.keys {
             Stored::Panels(stored) => {
                 let size = PANEL * self.head_dim;
-                pair_panel(isa, &stored[panel * size..][..size], out);
+                pair_panel(isa, &stored[panel * size..][..size], self.values.from_memory, out);
             }
             Stored::Rows(rows) => pair_keys(isa, rows, self.head_dim, panel, out),
         }
@@ -313,7 +316,11 @@ fn pair_keys<I: Bf16Dot, T: Element>(
         if count == 0 {
             return;
         }
+        let mut prefetch = PrefetchRows::new(keys, head_dim, [first, LANES]);
         for (index, out) in out.chunks_mut(LANES * PANEL).enumerate() {
+            for _ in 0..2 * LANES / T::COLUMNS {
+                prefetch.ask(isa);
+            }
             let mut square = [isa.splat_pair([bf16::ZERO; 2]); LANES];
             for i in 0..count {
                 let row = &keys.data[(first + i) * keys.stride..][..head_dim];
@@ -327,10 +334,13 @@ fn pair_keys<I: Bf16Dot, T: Element>(
     }
 }
 
-/// The keys of a panel, from a panel of single dimensions.
+/// The keys of a panel, from a panel of single dimensions; asks for the next one, if panels come from memory.
 #[inline(always)]
-fn pair_panel<I: Bf16Dot, T: Element>(isa: I, stored: &[T], out: &mut [Pair]) {
+fn pair_panel<I: Bf16Dot, T: Element>(isa: I, stored: &[T], from_memory: bool, out: &mut [Pair]) {
     for (dims, out) in stored.chunks(2 * PANEL).zip(out.chunks_exact_mut(PANEL)) {
+        if from_memory {
+            ask(isa, dims, stored.len(), dims.len());
+        }
         let (even, odd) = dims.split_at(PANEL);
         for column in (0..PANEL).step_by(LANES) {
             let even = T::load(isa, &even[column..]);
@@ -340,7 +350,8 @@ fn pair_panel<I: Bf16Dot, T: Element>(isa: I, stored: &[T], out: &mut [Pair]) {
     }
 }
 
-/// The values of a panel's keys from key `first` on, rows of `stride` pairs; what does not exist is zero.
+/// The values of a panel's keys from key `first` on, rows of `stride` pairs; what does not exist is zero. Asks for those of the
+/// next panel, if values come from memory.
 #[inline(always)]
 fn pair_values<I: Bf16Dot, T: Element>(
     isa: I,
@@ -353,6 +364,11 @@ fn pair_values<I: Bf16Dot, T: Element>(
     for (index, out) in out.chunks_exact_mut(stride).enumerate() {
         let even = value_row(values, v_dim, first + 2 * index);
         let odd = value_row(values, v_dim, first + 2 * index + 1);
+        if values.from_memory {
+            for row in [even, odd] {
+                ask(isa, row, PANEL * values.stride, row.len());
+            }
+        }
         for (d, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let (even, odd) = (load_padded(isa, even, d * LANES), load_padded(isa, odd, d * LANES));
             isa.store_pairs(isa.narrow_zip(even, odd), out);
