@@ -34,21 +34,21 @@
 //!
 //! Keys and values are converted once per head and worker when several blocks share them, tile by tile when not:
 //! 4 bytes read (f32), 2 written, per element. A pair is one 32-bit lane, so a panel is transposed as in the exact tier.
-//! Converting asks memory for what is converted next, see [`crate::kernel::prefetch`]. It does not pay to spare bf16 the way
-//! through f32 (1.0: memory is what converting waits for), nor to round weights where they are made instead of in a pass of
-//! their own (0.98 to 1.04, `prefill`).
+//! What is converted next is asked for ahead of time, see [`crate::kernel::prefetch`]. To spare bf16 the way through f32 gains 1 to
+//! 4 % of a few rows' calls, which is not worth its code; to round weights where they are made instead of in a pass of their own
+//! gains nothing (0.98 to 1.04, `prefill`).
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
 use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{PrefetchRows, Share, ask};
+use crate::kernel::prefetch::{Ahead, PrefetchRows, Share, ask_for};
 use crate::kernel::product::Pair;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
@@ -174,7 +174,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        tile: &Range<usize>,
+        At { tile, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -183,7 +183,13 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let (rows, columns) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
-        isa.call_bf16(ScorePanels { rows, q, dims, panels, from_memory: false, columns, out });
+        let next = next.filter(|_| !source.whole);
+        let ahead = next.and_then(|next| match source.keys {
+            Stored::Panels(panels) => source.values.from_memory.then(|| next.ahead(panels, source.head_dim)),
+            Stored::Rows(rows) => next.ahead_in_rows(rows, source.head_dim),
+        });
+        let ahead = ahead.unwrap_or(Ahead::CACHED);
+        isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 
     #[inline(always)]
@@ -191,7 +197,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        tile: &Range<usize>,
+        At { tile, next }: At<'_>,
         runs: Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
@@ -207,13 +213,17 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 &mut rounded[row * TILE / 2 + runs.columns.start / 2..],
             );
         }
+        let next = next.filter(|_| !source.whole);
+        let ahead = next.and_then(|next| next.ahead_in_rows(source.values, source.v_dim));
+        let ahead = ahead.unwrap_or(Ahead::CACHED);
         for (run, guard) in pair_runs(runs.runs) {
             if run.is_empty() {
                 continue;
             }
             let weights = &rounded[run.start..];
             // All that the accumulators have room for: rows of values are padded likewise.
-            let values = ValueRows::cached(&values[(first + run.start) * stride..], stride, stride);
+            let mut values = ValueRows::cached(&values[(first + run.start) * stride..], stride, stride);
+            values.ahead = ahead;
             let weighted = WeightedRows {
                 weights,
                 weights_stride: Constant::<{ TILE / 2 }>,
@@ -339,7 +349,7 @@ fn pair_keys<I: Bf16Dot, T: Element>(
 fn pair_panel<I: Bf16Dot, T: Element>(isa: I, stored: &[T], from_memory: bool, out: &mut [Pair]) {
     for (dims, out) in stored.chunks(2 * PANEL).zip(out.chunks_exact_mut(PANEL)) {
         if from_memory {
-            ask(isa, dims, stored.len(), dims.len());
+            ask_for(isa, dims, stored.len(), dims.len());
         }
         let (even, odd) = dims.split_at(PANEL);
         for column in (0..PANEL).step_by(LANES) {
@@ -366,7 +376,7 @@ fn pair_values<I: Bf16Dot, T: Element>(
         let odd = value_row(values, v_dim, first + 2 * index + 1);
         if values.from_memory {
             for row in [even, odd] {
-                ask(isa, row, PANEL * values.stride, row.len());
+                ask_for(isa, row, PANEL * values.stride, row.len());
             }
         }
         for (d, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {

@@ -32,7 +32,7 @@ use super::measure::{Measured, Measures, PartSums, RowSums};
 use super::partials::Partials;
 use super::peaks::Peaks;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, Tier, TierKernel};
+use super::tier::{Accumulators, At, NextTile, Tier, TierKernel};
 use super::visit::{Visit, Visits};
 use super::workspace::Scratch;
 use crate::dropout::drop_weights;
@@ -254,10 +254,11 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let most = MAX_ROWS.min(rows.len() - next);
         let group = next..next + if lists { group_within_blocks(&rows[next..]) } else { most };
         next = group.end;
+        let share = Share { start: group.start, end: group.end, of: rows.len() };
         if let Some(ahead) = ahead {
-            let share = Share { start: group.start, end: group.end, of: rows.len() };
             E::ask_for_tile(isa, source, operands, ahead, share);
         }
+        let at = At { tile, next: next_visit.map(|visit| NextTile { start: visit.tile.start, share }) };
         let rows = &mut rows[group.clone()];
         let shape = if whole {
             Some(GroupShape::whole(tile.len()))
@@ -267,7 +268,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let Some(shape) = shape else { continue };
         let acc = &mut acc[group.start * acc_stride..group.end * acc_stride];
         for run in shape.columns.runs() {
-            E::score_group(isa, source, operands, group.clone(), tile, &run, scores);
+            E::score_group(isa, source, operands, group.clone(), at, &run, scores);
         }
         let measured = call.measures.map(|measures| Measured {
             measures,
@@ -294,7 +295,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         }
         for run in shape.columns.runs() {
             let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
-            E::accumulate_group(isa, source, operands, tile, shape.runs(run, shared), scores, acc);
+            E::accumulate_group(isa, source, operands, at, shape.runs(run, shared), scores, acc);
         }
     }
 }

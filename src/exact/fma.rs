@@ -4,14 +4,14 @@ use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
-use crate::kernel::prefetch::Share;
+use crate::kernel::prefetch::{Ahead, Share};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
@@ -92,7 +92,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim,
-            asks_ahead: asks_for_values(narrow, T::DTYPE, from_memory),
+            ahead: Ahead::Near { from_memory: asks_for_values(narrow, T::DTYPE, from_memory) },
             in_pairs: adds_in_pairs(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
         let packing = match packs_values(I::LANES, rows, block.shares_keys) {
@@ -208,7 +208,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        tile: &Range<usize>,
+        At { tile, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -219,13 +219,18 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let (panels, from_memory) = (&panels[first..], source.from_memory);
-                isa.call(ScorePanels { rows, q, dims: head_dim, panels, from_memory, columns, out });
+                let ahead = Ahead::Near { from_memory: source.from_memory };
+                let panels = &panels[first..];
+                isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
-            KeySource::Packed(_) | KeySource::PackedTile(_) => {
-                let first = if matches!(source.keys, KeySource::PackedTile(_)) { 0 } else { first };
-                let panels = &operands.panels[first..];
-                isa.call(ScorePanels { rows, q, dims: head_dim, panels, from_memory: false, columns, out });
+            KeySource::Packed(_) => {
+                let (panels, ahead) = (&operands.panels[first..], Ahead::CACHED);
+                isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
+            }
+            KeySource::PackedTile(keys) => {
+                let ahead = next.and_then(|next| next.ahead_in_rows(keys, head_dim));
+                let (panels, ahead) = (&operands.panels[..], ahead.unwrap_or(Ahead::CACHED));
+                isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::Rows(keys) => {
                 isa.call(ScoreKeyRows { rows, q, head_dim, keys, tile_start: tile.start, columns, out });
@@ -238,7 +243,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        tile: &Range<usize>,
+        At { tile, .. }: At<'_>,
         runs: Runs,
         weights: &[f32],
         acc: Accumulators<'_>,

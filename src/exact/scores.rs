@@ -11,7 +11,7 @@ use super::columns::Columns;
 use super::finish::with_sink;
 use super::group::{GroupShape, Visible, row_bits, shape_row, weigh_group};
 use super::peaks::{Details, add_top_keys};
-use super::tier::{Engine, Tier, TierKernel};
+use super::tier::{At, Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
 use crate::error::AttentionError;
@@ -236,7 +236,7 @@ fn score_tile<I: Isa, E: Tier<I>, T: Element>(
     let columns = Columns::up_to(tile.len());
     E::enter_tile(isa, source, operands, tile, columns);
     for run in columns.runs() {
-        E::score_group(isa, source, operands, 0..rows.len(), tile, &run, scores);
+        E::score_group(isa, source, operands, 0..rows.len(), At { tile, next: None }, &run, scores);
     }
 }
 

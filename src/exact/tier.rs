@@ -17,8 +17,9 @@ use super::workspace::Operands;
 use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
-use crate::kernel::prefetch::Share;
+use crate::kernel::prefetch::{Ahead, Piece, Share};
 use crate::kernel::score::KeyRows;
+use crate::mask::TILE;
 use crate::tile::from_memory;
 use std::ops::Range;
 
@@ -87,7 +88,7 @@ pub(crate) trait Tier<I: Isa> {
         source: &Self::Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        tile: &Range<usize>,
+        at: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     );
@@ -97,11 +98,41 @@ pub(crate) trait Tier<I: Isa> {
         isa: I,
         source: &Self::Source<'_, T>,
         operands: &mut Operands,
-        tile: &Range<usize>,
+        at: At<'_>,
         runs: Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     );
+}
+
+/// The tile that a group of rows works on.
+#[derive(Clone, Copy)]
+pub(crate) struct At<'a> {
+    pub(crate) tile: &'a Range<usize>,
+    pub(crate) next: Option<NextTile>,
+}
+
+/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next.
+#[derive(Clone, Copy)]
+pub(crate) struct NextTile {
+    /// Its first key.
+    pub(crate) start: usize,
+    pub(crate) share: Share,
+}
+
+impl NextTile {
+    /// What is asked for of rows that are packed tile by tile, each `len` elements: those that lie in one piece, if they are
+    /// expected to come from memory.
+    #[inline(always)]
+    pub(crate) fn ahead_in_rows<T: Element>(self, rows: KeyRows<'_, T>, len: usize) -> Option<Ahead> {
+        (rows.from_memory && rows.stride == len).then(|| self.ahead(rows.data, len))
+    }
+
+    /// The same of what holds `len` elements for each key.
+    #[inline(always)]
+    pub(crate) fn ahead<T>(self, data: &[T], len: usize) -> Ahead {
+        Ahead::Elsewhere(Piece::new(data, self.start * len, TILE * len).share(self.share))
+    }
 }
 
 /// Which of a run of a tile's columns to add up.

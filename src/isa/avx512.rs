@@ -314,9 +314,9 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, src: &[T], at: usize) {
+    fn prefetch(self, address: *const u8) {
         // SAFETY: the instruction accesses nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(src.as_ptr().wrapping_add(at).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

@@ -99,8 +99,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Transposes the square whose row `i` is `rows[i]`; `rows` holds `LANES` vectors.
     fn transpose(self, rows: &mut [Self::F]);
 
-    /// Asks for the cache line of `src[at]`, or what would lie there, to come to L2; at most a hint.
-    fn prefetch<T>(self, src: &[T], at: usize);
+    /// Asks for the cache line of an address, whatever lies there, to come to L2; at most a hint.
+    fn prefetch(self, address: *const u8);
 
     /// Runs a kernel as a function of its own, compiled once however many kernels call it: `run` is inlined everywhere.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;

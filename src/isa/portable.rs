@@ -186,7 +186,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _src: &[T], _at: usize) {}
+    fn prefetch(self, _address: *const u8) {}
     #[inline(never)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)

@@ -15,9 +15,11 @@
 //!
 //! [`streamed_keys`]: crate::tile::streamed_keys
 //!
-//! Keys and values that a few rows pack tile by tile are not asked for a tile ahead: that loses 1 to 15 % (`few` from rows, AVX-512).
-//! Nothing but memory keeps the bf16 tier's packing busy: it asks a panel ahead, for rows of keys as above, and gains 1.1 to 1.6
-//! from a cache and 1.3 to 1.8 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`, `LUCID_BF16_DOT=1`).
+//! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
+//! for some lines of it ([`Ahead::Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
+//! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
+//! together gain 1.1 to 1.6 from a cache and 1.2 to 2 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`,
+//! `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
 //! Random blocks gain 1.02 to 1.04 at 4096 tokens, asking and fewer searches together (bench `sparse`, AVX2).
@@ -25,6 +27,7 @@
 use super::score::KeyRows;
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::mask::TILE;
 use crate::panels::PANEL;
 use std::ops::Range;
 
@@ -33,18 +36,72 @@ const LINE_BYTES: usize = 64;
 /// How far ahead the kernels ask that work longest on a line, and transpositions.
 const AHEAD_BYTES: usize = 16 << 10;
 
-/// Prefetches for `MR` rows that work on one piece of memory.
+/// Where the bytes of an element are, or would be.
+#[inline(always)]
+fn address<T>(data: &[T], at: usize) -> *const u8 {
+    data.as_ptr().wrapping_add(at).cast()
+}
+
+/// What a kernel asks for while it goes through stored operands.
 #[derive(Clone, Copy)]
-pub(crate) struct Prefetch<const MR: usize> {
-    ahead: usize,
+pub(crate) enum Ahead {
+    /// The lines a little ahead of those it loads. A single row does so only if they are expected to come from memory.
+    Near { from_memory: bool },
+    /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
+    /// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
+    /// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2).
+    NextPanel { group: usize, groups: usize },
+    /// What is packed next, while the kernel goes through what is packed: the part of it that falls to the kernel's rows.
+    Elsewhere(Piece),
+}
+
+/// Some memory that lies in one piece.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    start: *const u8,
+    bytes: usize,
+}
+
+impl Piece {
+    /// `len` elements from `first` on, whether they are there or not.
+    #[inline(always)]
+    pub(crate) fn new<T>(data: &[T], first: usize, len: usize) -> Self {
+        Self { start: address(data, first), bytes: len * size_of::<T>() }
+    }
+
+    /// The parts `start..end` of so many.
+    #[inline(always)]
+    pub(crate) fn share(self, Share { start, end, of }: Share) -> Self {
+        let skipped = self.bytes * start / of;
+        Self { start: self.start.wrapping_add(skipped), bytes: self.bytes * end / of - skipped }
+    }
+
+    /// All of it, in so many steps.
+    #[inline(always)]
+    fn in_steps(self, steps: usize) -> Prefetch {
+        Prefetch { from: self.start, per_step: self.bytes.div_ceil(steps.max(1)), asks: true }
+    }
+}
+
+/// Prefetches of a kernel that takes steps through stored operands.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefetch {
+    from: *const u8,
+    /// Bytes from what a step asks for to what the next does.
+    per_step: usize,
     asks: bool,
 }
 
-impl<const MR: usize> Prefetch<MR> {
-    /// For the piece of `data` that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at
-    /// hand already; where `data` is not expected to come from memory, a single row asks for nothing.
+impl Prefetch {
+    /// For `MR` rows that load from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
+    /// `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
-    pub(crate) fn new<T>(data: &[T], end: usize, from_memory: bool) -> Self {
+    fn near<T, const MR: usize>(
+        data: &[T],
+        [at, end]: [usize; 2],
+        per_step: usize,
+        from_memory: bool,
+    ) -> Self {
         let bytes = match size_of::<T>() {
             _ if MR > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
@@ -52,80 +109,65 @@ impl<const MR: usize> Prefetch<MR> {
         };
         let ahead = bytes / size_of::<T>();
         let ahead = if end.saturating_add(ahead) <= data.len() { ahead } else { 0 };
-        Self { ahead, asks: MR > 1 || from_memory }
+        let from = address(data, at + ahead);
+        Self { from, per_step: per_step * size_of::<T>(), asks: MR > 1 || from_memory }
     }
 
-    /// Asks for what lies ahead of `src[at]`, where the next `vectors` vectors are about to be loaded from.
+    /// Asks for as many lines as the step loads, `bytes`: always as many, though less may be left to ask for; a number that is
+    /// not constant costs products from caches 3 %.
     #[inline(always)]
-    pub(crate) fn ask<I: Isa, T>(self, isa: I, src: &[T], at: usize, vectors: usize) {
-        if !self.asks {
-            return;
-        }
-        let mut next = 0;
-        while next < vectors * I::LANES {
-            isa.prefetch(src, at + next + self.ahead);
-            next += LINE_BYTES / size_of::<T>();
+    pub(crate) fn ask<I: Isa>(self, isa: I, step: usize, bytes: usize) {
+        if self.asks {
+            ask(isa, self.from.wrapping_add(step * self.per_step), bytes);
         }
     }
-}
-
-/// What a kernel asks for that goes through a panel, column tile by column tile.
-#[derive(Clone, Copy)]
-pub(crate) enum Ahead {
-    /// The lines a little ahead, as [`Prefetch`] does.
-    Near { from_memory: bool },
-    /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
-    /// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
-    /// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2).
-    NextPanel { group: usize, groups: usize },
-}
-
-/// Prefetches for a tile of a panel: `asks` at `at + step * per_step`.
-#[derive(Clone, Copy)]
-pub(crate) struct TilePrefetch {
-    at: usize,
-    per_step: usize,
-    asks: bool,
 }
 
 impl Ahead {
-    /// Those of `MR` rows for `width` columns from `first` on, of the panel of `dims` steps that `data` starts with.
+    /// For what lies in a cache.
+    pub(crate) const CACHED: Ahead = Ahead::Near { from_memory: false };
+
+    /// For `MR` rows that score `width` columns from `column` on, from `first` in the panel of `dims` steps that `data` starts with.
     #[inline(always)]
-    pub(crate) fn tile<T, const MR: usize>(
+    pub(crate) fn scoring<T, const MR: usize>(
         self,
         data: &[T],
         dims: usize,
         [first, width]: [usize; 2],
-    ) -> TilePrefetch {
+        column: usize,
+    ) -> Prefetch {
         let size = PANEL * dims;
-        let near = |from_memory| {
-            let Prefetch { ahead, asks } = Prefetch::<MR>::new(data, size, from_memory);
-            TilePrefetch { at: first + ahead, per_step: PANEL, asks }
-        };
+        let near = |from_memory| Prefetch::near::<T, MR>(data, [first, size], PANEL, from_memory);
         match self {
             Ahead::Near { from_memory } => near(from_memory),
-            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => TilePrefetch {
-                at: size + (size * group + first * dims) / groups,
-                per_step: width.div_ceil(groups),
+            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => Prefetch {
+                from: address(data, size + (size * group + first * dims) / groups),
+                per_step: width.div_ceil(groups) * size_of::<T>(),
                 asks: true,
             },
             Ahead::NextPanel { .. } => near(false),
+            Ahead::Elsewhere(piece) => {
+                piece.share(Share { start: column, end: column + width, of: TILE }).in_steps(dims)
+            }
         }
     }
-}
 
-impl TilePrefetch {
-    /// Asks for as much as the step loads, `vectors` vectors: always as many lines, though groups that share a panel would
-    /// do with fewer; a number that is not constant costs products from caches 3 %.
+    /// For `MR` rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride` elements apart.
     #[inline(always)]
-    pub(crate) fn ask<I: Isa, T>(self, isa: I, panel: &[T], step: usize, vectors: usize) {
-        if !self.asks {
-            return;
-        }
-        let mut next = 0;
-        while next < vectors * I::LANES {
-            isa.prefetch(panel, self.at + step * self.per_step + next);
-            next += LINE_BYTES / size_of::<T>();
+    pub(crate) fn adding<T, const MR: usize>(
+        self,
+        data: &[T],
+        [count, stride]: [usize; 2],
+        [d, width, v_dim]: [usize; 3],
+    ) -> Prefetch {
+        match self {
+            Ahead::Elsewhere(piece) => {
+                piece.share(Share { start: d, end: d + width, of: v_dim }).in_steps(count)
+            }
+            Ahead::NextPanel { .. } | Ahead::Near { .. } => {
+                let from_memory = matches!(self, Ahead::Near { from_memory: true });
+                Prefetch::near::<T, MR>(data, [d, count * stride], stride, from_memory)
+            }
         }
     }
 }
@@ -167,7 +209,7 @@ impl<'a, T: Element> PrefetchRows<'a, T> {
             return;
         }
         for _ in 0..self.lines {
-            isa.prefetch(self.keys.data, self.row + self.element);
+            isa.prefetch(address(self.keys.data, self.row + self.element));
             self.element += LINE_BYTES / size_of::<T>();
             if self.element >= self.head_dim {
                 self.element = 0;
@@ -177,12 +219,18 @@ impl<'a, T: Element> PrefetchRows<'a, T> {
     }
 }
 
-/// Asks for the lines of `len` elements from `first` on, whether they are there or not.
+/// Asks for the lines of so many bytes, whether they are there or not.
 #[inline(always)]
-pub(crate) fn ask<I: Isa, T>(isa: I, data: &[T], first: usize, len: usize) {
-    for element in (0..len).step_by(LINE_BYTES / size_of::<T>()) {
-        isa.prefetch(data, first.wrapping_add(element));
+fn ask<I: Isa>(isa: I, from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(LINE_BYTES) {
+        isa.prefetch(from.wrapping_add(line));
     }
+}
+
+/// Asks for `len` elements from `first` on, whether they are there or not.
+#[inline(always)]
+pub(crate) fn ask_for<I: Isa, T>(isa: I, data: &[T], first: usize, len: usize) {
+    ask(isa, address(data, first), len * size_of::<T>());
 }
 
 /// A share of some memory: as much of it as the rows `start..end` are of so many.
@@ -205,14 +253,14 @@ impl Share {
     pub(crate) fn ask<I: Isa, T>(self, isa: I, data: &[T], first: usize, len: usize) {
         let line = LINE_BYTES / size_of::<T>();
         let lines = self.of(len.div_ceil(line));
-        ask(isa, data, first.wrapping_add(lines.start * line), lines.len() * line);
+        ask_for(isa, data, first.wrapping_add(lines.start * line), lines.len() * line);
     }
 
     /// Asks for its rows of a panel's worth from row `first` on, `len` elements each and `stride` apart.
     #[inline(always)]
     pub(crate) fn ask_rows<I: Isa, T>(self, isa: I, data: &[T], first: usize, [stride, len]: [usize; 2]) {
         for row in self.of(PANEL) {
-            ask(isa, data, first.wrapping_add(row).wrapping_mul(stride), len);
+            ask_for(isa, data, first.wrapping_add(row).wrapping_mul(stride), len);
         }
     }
 }
@@ -220,6 +268,11 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where it starts to ask.
+    fn element(data: &[f32], prefetch: Prefetch) -> usize {
+        (prefetch.from.addr() - data.as_ptr().addr()) / 4
+    }
 
     /// Whatever the tiles and the number of groups, together they ask for all of the next panel.
     #[test]
@@ -233,15 +286,52 @@ mod tests {
             for group in 0..groups {
                 for first in (0..PANEL).step_by(width) {
                     let ahead = Ahead::NextPanel { group, groups };
-                    let tile = ahead.tile::<f32, 6>(&panels, dims, [first, width]);
+                    let prefetch = ahead.scoring::<f32, 6>(&panels, dims, [first, width], first);
+                    let at = element(&panels, prefetch);
                     for step in 0..dims {
-                        asked[tile.at + step * tile.per_step..][..tile.per_step].fill(true);
+                        asked[at + step * prefetch.per_step / 4..][..prefetch.per_step / 4].fill(true);
                     }
                 }
             }
             let what = format!("{dims} dimensions, tiles of {width}, {groups} groups");
             assert!(!asked[..size].contains(&true), "{what}: nothing of this panel");
             assert!(!asked[size..2 * size].contains(&false), "{what}: all of the next");
+        }
+    }
+
+    /// What is packed next, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
+    /// and for nothing before it.
+    #[test]
+    fn groups_share_what_lies_elsewhere() {
+        for (keys, dims, groups) in
+            [(TILE, 128, vec![6, 6, 4]), (TILE, 80, vec![6, 2]), (TILE, 33, vec![5]), (TILE, 7, vec![6; 10])]
+        {
+            let next = vec![0.0f32; keys * dims];
+            let rows: usize = groups.iter().sum();
+            let steps = 32;
+            for scores in [true, false] {
+                let mut asked = vec![false; 2 * next.len()];
+                let mut row = 0;
+                for group in &groups {
+                    let share = Share { start: row, end: row + group, of: rows };
+                    row += group;
+                    let ahead = Ahead::Elsewhere(Piece::new(&next, 0, next.len()).share(share));
+                    for tile in (0..TILE).step_by(64) {
+                        let packed = [0.0f32; 0];
+                        let prefetch = match scores {
+                            true => ahead.scoring::<f32, 6>(&packed, steps, [0, 64], tile),
+                            false => ahead.adding::<f32, 6>(&packed, [steps, 16], [tile, 64, TILE]),
+                        };
+                        let start = prefetch.from.addr() - next.as_ptr().addr();
+                        for step in 0..steps {
+                            let from = start + step * prefetch.per_step;
+                            asked[from / 4..(from + prefetch.per_step).div_ceil(4)].fill(true);
+                        }
+                    }
+                }
+                let what = format!("{dims} dimensions, groups of {groups:?}, scores: {scores}");
+                assert!(!asked[..next.len()].contains(&false), "{what}: all of it");
+            }
         }
     }
 
@@ -265,7 +355,7 @@ mod tests {
     #[test]
     fn the_last_panel_asks_nearby() {
         let panels = vec![0.0f32; PANEL * 8];
-        let tile = Ahead::NextPanel { group: 1, groups: 3 }.tile::<f32, 6>(&panels, 8, [16, 16]);
-        assert_eq!((tile.at, tile.per_step), (16, PANEL));
+        let prefetch = Ahead::NextPanel { group: 1, groups: 3 }.scoring::<f32, 6>(&panels, 8, [16, 16], 16);
+        assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
     }
 }

@@ -99,13 +99,13 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     let mut acc = [[isa.splat(0.0); NV]; MR];
     // As many as `q` has dimensions, which spares the bounds checks on them.
     let dims = &panels.as_chunks::<PANEL>().0[..q[0].len()];
-    let prefetch = ahead.tile::<_, MR>(panels, dims.len(), [first, NV * I::LANES]);
+    let prefetch = ahead.scoring::<_, MR>(panels, dims.len(), [first, NV * I::LANES], column);
     for (d, dim) in dims.iter().enumerate() {
         let mut keys = [P::zero(isa); NV];
         for v in 0..NV {
             keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
         }
-        prefetch.ask(isa, panels, d, NV);
+        prefetch.ask(isa, d, NV * I::LANES * size_of::<P::Stored>());
         for r in 0..MR {
             let x = P::splat(isa, q[r][d]);
             for v in 0..NV {

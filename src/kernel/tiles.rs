@@ -23,8 +23,7 @@ pub(crate) struct ScorePanels<'a, F, S, C, D> {
     pub(crate) q: &'a [F],
     pub(crate) dims: usize,
     pub(crate) panels: &'a [S],
-    /// Whether panels are expected to come from memory.
-    pub(crate) from_memory: bool,
+    pub(crate) ahead: Ahead,
     pub(crate) columns: Range<usize>,
     pub(crate) out: ScoreRows<'a, C, D>,
 }
@@ -32,8 +31,8 @@ pub(crate) struct ScorePanels<'a, F, S, C, D> {
 impl<F, S: Copy, C, D: Stride> ScorePanels<'_, F, S, C, D> {
     #[inline(always)]
     fn run_product<I: Isa, P: Product<I, Factor = F, Stored = S, Scale = C>>(self, isa: I) {
-        let Self { rows, q, dims, panels, from_memory, columns, out } = self;
-        let panels = Panels { data: panels, ahead: Ahead::Near { from_memory } };
+        let Self { rows, q, dims, panels, ahead, columns, out } = self;
+        let panels = Panels { data: panels, ahead };
         rows_const!(rows, MR => score_panels::<I, P, MR>(isa, q, dims, panels, columns, out));
     }
 }
@@ -201,7 +200,7 @@ mod tests {
         let mut acc: Vec<f32> =
             (0..rows * acc_stride).map(|index| number(first * acc_stride + index)).collect();
         let mut values = ValueRows::cached(&data, v_dim, v_dim);
-        (values.asks_ahead, values.in_pairs) = (memory, memory);
+        (values.ahead, values.in_pairs) = (Ahead::Near { from_memory: memory }, memory);
         let stride = Constant::<TILE>;
         let weighted = WeightedRows { weights: &weights, weights_stride: stride, acc: &mut acc, acc_stride };
         level.dispatch(Accumulate { rows, values, keys: KEYS, step, weighted });

@@ -2,7 +2,7 @@
 //! output.
 
 use super::Stride;
-use super::prefetch::Prefetch;
+use super::prefetch::Ahead;
 use super::product::Product;
 use super::score::{split_rows, takes_three};
 use crate::isa::Isa;
@@ -15,8 +15,7 @@ pub(crate) struct ValueRows<'a, T, D = usize> {
     pub(crate) data: &'a [T],
     pub(crate) stride: D,
     pub(crate) v_dim: usize,
-    /// Whether a single row asks for what lies ahead.
-    pub(crate) asks_ahead: bool,
+    pub(crate) ahead: Ahead,
     /// Whether [`PAIRED_ROWS`] rows of weights go through them two at a time, whose tile is twice as wide.
     pub(crate) in_pairs: bool,
 }
@@ -25,7 +24,7 @@ impl<'a, T, D> ValueRows<'a, T, D> {
     /// Values that lie in a cache.
     #[inline(always)]
     pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
-        Self { data, stride, v_dim, asks_ahead: false, in_pairs: false }
+        Self { data, stride, v_dim, ahead: Ahead::CACHED, in_pairs: false }
     }
 }
 
@@ -164,7 +163,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = Prefetch::<MR>::new(data, count * stride, values.asks_ahead);
+    let prefetch = values.ahead.adding::<_, MR>(data, [count, stride], [d, width, values.v_dim]);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];
@@ -176,7 +175,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
                 value[v] = P::load(isa, &row[v * I::LANES..]);
             }
         }
-        prefetch.ask(isa, rest, 0, NV);
+        prefetch.ask(isa, j, width * size_of::<P::Stored>());
         rest = rest.get(stride..).unwrap_or(&[]);
         for r in 0..MR {
             let weight = P::splat(isa, weights[r][j]);

@@ -14,6 +14,7 @@ use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
 use crate::kernel::pack::merge_row;
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::score::ScoreRows;
 use crate::kernel::tiles::{Accumulate, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
@@ -187,7 +188,7 @@ impl Kernel for Rows<'_> {
                 q: &left[first * dims..],
                 dims,
                 panels: right,
-                from_memory: false,
+                ahead: Ahead::CACHED,
                 columns,
                 out: ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () },
             });

@@ -7,6 +7,7 @@ use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::widen;
+use crate::kernel::prefetch::Ahead;
 use crate::kernel::score::ScoreRows;
 use crate::kernel::tiles::ScorePanels;
 use crate::panels::{KeyPanels, PANEL};
@@ -176,7 +177,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
                 q: &rows[..count * dim],
                 dims: dim,
                 panels,
-                from_memory: false,
+                ahead: Ahead::CACHED,
                 columns: 0..columns,
                 out: ScoreRows { out: &mut *scores, stride: columns, scale: () },
             });
