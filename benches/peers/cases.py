@@ -117,7 +117,7 @@ class Case:
     @property
     def variants(self):
         """The bf16-dot tier is a gain with several queries only."""
-        dot = {"prefill": ["bf16-dot"], "few": ["bf16-dot-panels"]}
+        dot = {"prefill": ["bf16-dot"], "few": ["bf16-dot", "bf16-dot-panels"]}
         return ["rows", "panels"] + (dot.get(self.group, []) if self.dtype != "f32" else [])
 
 

@@ -75,7 +75,7 @@ def rows_of(lines, group):
         for tier in (("rows", "panels"), ("bf16-dot",), ("bf16-dot-panels",)):
             found = {variant: best_peer(line, variant) for variant in tier if best_peer(line, variant)}
             if found:
-                label = f"{line['label']}  {line['dtype']}" + ("  bf16-dot" if multiplies_in_bf16(tier[0]) else "")
+                label = f"{line['label']}  {line['dtype']}" + (f"  {tier[0]}" if multiplies_in_bf16(tier[0]) else "")
                 rows.setdefault(label, {})[line["threads"]] = {
                     variant: (ratio, name) for variant, (name, ratio) in found.items()}
     return list(rows.items())
@@ -111,7 +111,7 @@ def title_of(run, threads):
     out = [
         '<text x="16" y="26" class="title">Best peer\'s time / our time, for each case (log scale; right of 1x ours is faster)</text>',
         f'<text x="16" y="44">{escape(machine["cpu"])}, {machine["cores"]} cores, {run["date"]}. Bars: keys from borrowed '
-        'rows, or the bf16-dot tier where it says so. Rings: keys from panels. Beside a bar: its ratio and the best peer.</text>',
+        'rows, or the bf16-dot tier (from rows, from panels) where it says so. Rings: keys from panels. Beside a bar: its ratio and the best peer.</text>',
     ]
     x = 16
     for index, count in enumerate(threads):

@@ -25,6 +25,10 @@ def decode(group, dtypes):
     return lambda c: c.group == group and c.dtype in dtypes
 
 
+def several(c):
+    return c.group == "few" and c.group_size * c.q_len >= 8
+
+
 HALVES = ("f16", "bf16")
 ANY = 10 ** 9
 BARS = [
@@ -47,10 +51,8 @@ BARS = [
     Bar("decode, rows", "rows", NOT_BEHIND, decode("decode", ("f32",) + HALVES)),
     Bar("GQA-4 decode f32, panels", "panels", 1.7, decode("gqa-4", ("f32",))),
     Bar("GQA-4 decode f16 and bf16, panels", "panels", 3.0, decode("gqa-4", HALVES)),
-    Bar("few queries, group * queries >= 8, panels", "panels", 3.0,
-        lambda c: c.group == "few" and c.group_size * c.q_len >= 8),
-    Bar("few queries, bf16-dot tier, panels", "bf16-dot-panels", 3.0,
-        lambda c: c.group == "few" and c.group_size * c.q_len >= 8),
+    Bar("few queries, group * queries >= 8, panels", "panels", 3.0, several),
+    Bar("the same, bf16-dot tier", "bf16-dot-panels", 3.0, several),
     Bar("small calls, queries * keys <= 1024, rows", "rows", 3.0,
         lambda c: c.group in ("small", "prefill") and c.q_len * c.kv_len <= 1024),
 ]

@@ -43,12 +43,12 @@ use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{Ahead, PrefetchRows, Share, ask_for};
+use crate::kernel::prefetch::{PrefetchRows, Share, ask_for};
 use crate::kernel::product::Pair;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
@@ -184,11 +184,12 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         let (rows, columns) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
         let next = next.filter(|_| !source.whole);
-        let ahead = next.and_then(|next| match source.keys {
-            Stored::Panels(panels) => source.values.from_memory.then(|| next.ahead(panels, source.head_dim)),
-            Stored::Rows(rows) => next.ahead_in_rows(rows, source.head_dim),
-        });
-        let ahead = ahead.unwrap_or(Ahead::CACHED);
+        let ahead = match source.keys {
+            Stored::Panels(panels) => {
+                NextTile::ahead(next.filter(|_| source.values.from_memory), panels, source.head_dim)
+            }
+            Stored::Rows(rows) => NextTile::ahead_in_rows(next, rows, source.head_dim),
+        };
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 
@@ -214,8 +215,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             );
         }
         let next = next.filter(|_| !source.whole);
-        let ahead = next.and_then(|next| next.ahead_in_rows(source.values, source.v_dim));
-        let ahead = ahead.unwrap_or(Ahead::CACHED);
+        let ahead = NextTile::ahead_in_rows(next, source.values, source.v_dim);
         for (run, guard) in pair_runs(runs.runs) {
             if run.is_empty() {
                 continue;
@@ -223,7 +223,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             let weights = &rounded[run.start..];
             // All that the accumulators have room for: rows of values are padded likewise.
             let mut values = ValueRows::cached(&values[(first + run.start) * stride..], stride, stride);
-            values.ahead = ahead;
+            values.ahead = ahead.part(Share { start: run.start, end: run.end, of: TILE / 2 });
             let weighted = WeightedRows {
                 weights,
                 weights_stride: Constant::<{ TILE / 2 }>,
@@ -328,7 +328,7 @@ fn pair_keys<I: Bf16Dot, T: Element>(
         }
         let mut prefetch = PrefetchRows::new(keys, head_dim, [first, LANES]);
         for (index, out) in out.chunks_mut(LANES * PANEL).enumerate() {
-            for _ in 0..2 * LANES / T::COLUMNS {
+            for _ in 0..(2 * out.len() / PANEL).div_ceil(T::COLUMNS) {
                 prefetch.ask(isa);
             }
             let mut square = [isa.splat_pair([bf16::ZERO; 2]); LANES];

@@ -258,7 +258,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if let Some(ahead) = ahead {
             E::ask_for_tile(isa, source, operands, ahead, share);
         }
-        let at = At { tile, next: next_visit.map(|visit| NextTile { start: visit.tile.start, share }) };
+        let next = next_visit.filter(|_| !lists).map(|visit| &visit.tile);
+        let next = next.map(|tile| NextTile { start: tile.start, len: tile.len(), share });
+        let at = At { tile, next };
         let rows = &mut rows[group.clone()];
         let shape = if whole {
             Some(GroupShape::whole(tile.len()))

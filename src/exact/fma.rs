@@ -4,7 +4,7 @@ use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
@@ -228,8 +228,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::PackedTile(keys) => {
-                let ahead = next.and_then(|next| next.ahead_in_rows(keys, head_dim));
-                let (panels, ahead) = (&operands.panels[..], ahead.unwrap_or(Ahead::CACHED));
+                let ahead = NextTile::ahead_in_rows(next, keys, head_dim);
+                let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::Rows(keys) => {

@@ -19,7 +19,6 @@ use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
 use crate::kernel::prefetch::{Ahead, Piece, Share};
 use crate::kernel::score::KeyRows;
-use crate::mask::TILE;
 use crate::tile::from_memory;
 use std::ops::Range;
 
@@ -117,21 +116,24 @@ pub(crate) struct At<'a> {
 pub(crate) struct NextTile {
     /// Its first key.
     pub(crate) start: usize,
+    /// Keys there are.
+    pub(crate) len: usize,
     pub(crate) share: Share,
 }
 
 impl NextTile {
-    /// What is asked for of rows that are packed tile by tile, each `len` elements: those that lie in one piece, if they are
+    /// What is asked for of rows that are packed tile by tile, `len` elements each: those that lie in one piece, if they are
     /// expected to come from memory.
     #[inline(always)]
-    pub(crate) fn ahead_in_rows<T: Element>(self, rows: KeyRows<'_, T>, len: usize) -> Option<Ahead> {
-        (rows.from_memory && rows.stride == len).then(|| self.ahead(rows.data, len))
+    pub(crate) fn ahead_in_rows<T: Element>(next: Option<Self>, rows: KeyRows<'_, T>, len: usize) -> Ahead {
+        Self::ahead(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
     }
 
-    /// The same of what holds `len` elements for each key.
+    /// The same of what holds `len` elements for each key and comes from memory.
     #[inline(always)]
-    pub(crate) fn ahead<T>(self, data: &[T], len: usize) -> Ahead {
-        Ahead::Elsewhere(Piece::new(data, self.start * len, TILE * len).share(self.share))
+    pub(crate) fn ahead<T>(next: Option<Self>, data: &[T], len: usize) -> Ahead {
+        let piece = |next: Self| Piece::new(data, next.start * len, next.len * len).share(next.share);
+        next.map_or(Ahead::CACHED, |next| Ahead::Elsewhere(piece(next)))
     }
 }
 

@@ -18,7 +18,7 @@
 //! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
 //! for some lines of it ([`Ahead::Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
 //! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
-//! together gain 1.1 to 1.6 from a cache and 1.2 to 2 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`,
+//! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`,
 //! `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
@@ -51,7 +51,7 @@ pub(crate) enum Ahead {
     /// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
     /// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2).
     NextPanel { group: usize, groups: usize },
-    /// What is packed next, while the kernel goes through what is packed: the part of it that falls to the kernel's rows.
+    /// What is packed next, while the kernel goes through what is packed: the part of it that falls to its rows and columns.
     Elsewhere(Piece),
 }
 
@@ -76,10 +76,10 @@ impl Piece {
         Self { start: self.start.wrapping_add(skipped), bytes: self.bytes * end / of - skipped }
     }
 
-    /// All of it, in so many steps.
+    /// For so many steps that ask for `bytes` each: all of it, or as much from its start as they have room for.
     #[inline(always)]
-    fn in_steps(self, steps: usize) -> Prefetch {
-        Prefetch { from: self.start, per_step: self.bytes.div_ceil(steps.max(1)), asks: true }
+    fn in_steps(self, steps: usize, bytes: usize) -> Prefetch {
+        Prefetch { from: self.start, per_step: self.bytes.div_ceil(steps.max(1)).min(bytes), asks: true }
     }
 }
 
@@ -113,8 +113,8 @@ impl Prefetch {
         Self { from, per_step: per_step * size_of::<T>(), asks: MR > 1 || from_memory }
     }
 
-    /// Asks for as many lines as the step loads, `bytes`: always as many, though less may be left to ask for; a number that is
-    /// not constant costs products from caches 3 %.
+    /// Asks for as many lines as the step loads, `bytes`: always as many, though the next may ask for some of them again; a
+    /// number that is not constant costs products from caches 3 %.
     #[inline(always)]
     pub(crate) fn ask<I: Isa>(self, isa: I, step: usize, bytes: usize) {
         if self.asks {
@@ -126,6 +126,15 @@ impl Prefetch {
 impl Ahead {
     /// For what lies in a cache.
     pub(crate) const CACHED: Ahead = Ahead::Near { from_memory: false };
+
+    /// For a kernel that takes only the part `share` of the columns.
+    #[inline(always)]
+    pub(crate) fn part(self, share: Share) -> Self {
+        match self {
+            Ahead::Elsewhere(piece) => Ahead::Elsewhere(piece.share(share)),
+            Ahead::Near { .. } | Ahead::NextPanel { .. } => self,
+        }
+    }
 
     /// For `MR` rows that score `width` columns from `column` on, from `first` in the panel of `dims` steps that `data` starts with.
     #[inline(always)]
@@ -147,7 +156,8 @@ impl Ahead {
             },
             Ahead::NextPanel { .. } => near(false),
             Ahead::Elsewhere(piece) => {
-                piece.share(Share { start: column, end: column + width, of: TILE }).in_steps(dims)
+                let part = Share { start: column, end: column + width, of: TILE };
+                piece.share(part).in_steps(dims, width * size_of::<T>())
             }
         }
     }
@@ -162,7 +172,8 @@ impl Ahead {
     ) -> Prefetch {
         match self {
             Ahead::Elsewhere(piece) => {
-                piece.share(Share { start: d, end: d + width, of: v_dim }).in_steps(count)
+                let part = Share { start: d, end: d + width, of: v_dim };
+                piece.share(part).in_steps(count, width * size_of::<T>())
             }
             Ahead::NextPanel { .. } | Ahead::Near { .. } => {
                 let from_memory = matches!(self, Ahead::Near { from_memory: true });
@@ -300,37 +311,42 @@ mod tests {
     }
 
     /// What is packed next, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
-    /// and for nothing before it.
+    /// where their steps have room for it, and for nothing that does not follow on.
     #[test]
     fn groups_share_what_lies_elsewhere() {
-        for (keys, dims, groups) in
-            [(TILE, 128, vec![6, 6, 4]), (TILE, 80, vec![6, 2]), (TILE, 33, vec![5]), (TILE, 7, vec![6; 10])]
-        {
-            let next = vec![0.0f32; keys * dims];
+        for (dims, groups, all) in [
+            (128, vec![6, 6, 4], true),
+            (80, vec![6, 2], true),
+            (33, vec![5], true),
+            (7, vec![6; 10], true),
+            (160, vec![6, 2], false),
+        ] {
+            let next = vec![0u32; TILE * dims];
             let rows: usize = groups.iter().sum();
-            let steps = 32;
+            // Steps of the kernel, each of which asks for what it loads: 64 numbers.
+            let (steps, bytes) = (64, 256);
             for scores in [true, false] {
-                let mut asked = vec![false; 2 * next.len()];
+                let mut asked = vec![false; 4 * next.len() + steps * bytes];
                 let mut row = 0;
                 for group in &groups {
                     let share = Share { start: row, end: row + group, of: rows };
                     row += group;
                     let ahead = Ahead::Elsewhere(Piece::new(&next, 0, next.len()).share(share));
                     for tile in (0..TILE).step_by(64) {
-                        let packed = [0.0f32; 0];
                         let prefetch = match scores {
-                            true => ahead.scoring::<f32, 6>(&packed, steps, [0, 64], tile),
-                            false => ahead.adding::<f32, 6>(&packed, [steps, 16], [tile, 64, TILE]),
+                            true => ahead.scoring::<f32, 6>(&[], steps, [0, 64], tile),
+                            false => ahead.adding::<f32, 6>(&[], [steps, 16], [tile, 64, TILE]),
                         };
                         let start = prefetch.from.addr() - next.as_ptr().addr();
+                        let what = format!("{dims} dimensions, groups of {groups:?}, scores: {scores}");
+                        assert!(prefetch.per_step <= bytes, "{what}: nothing is left out in between");
                         for step in 0..steps {
-                            let from = start + step * prefetch.per_step;
-                            asked[from / 4..(from + prefetch.per_step).div_ceil(4)].fill(true);
+                            asked[start + step * prefetch.per_step..][..bytes].fill(true);
                         }
                     }
                 }
-                let what = format!("{dims} dimensions, groups of {groups:?}, scores: {scores}");
-                assert!(!asked[..next.len()].contains(&false), "{what}: all of it");
+                let found = !asked[..4 * next.len()].contains(&false);
+                assert_eq!(found, all, "{dims} dimensions, groups of {groups:?}, scores: {scores}");
             }
         }
     }

@@ -3,7 +3,7 @@
 //! two thirds of the crate's code, and compiling it took six times as long. A call costs some nanoseconds and is for a tile's
 //! worth of work.
 //!
-//! Products of layers ([`crate::module::Linear`]) inline their tiles: what they prefetch is different for each group.
+//! Products of layers ([`crate::module::Linear`]) inline theirs.
 
 use super::pack::VALUE_PANEL;
 use super::prefetch::Ahead;
