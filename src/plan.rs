@@ -52,8 +52,8 @@ pub struct PlanOptions {
     ///
     /// Results are reproducible (over threads, batches, blocks, layouts; removed keys change no bit) but they are not
     /// those of the exact tier, and have their own order of operations. Keys and values are converted in scratch, also
-    /// from [`KeyPanels`](crate::KeyPanels): a gain from some 8 queries on for each KV head (their heads counted singly) where
-    /// keys are stored in 16 bits, from some 16 where in 32, and a loss below (example `bench_worker`, 4096 keys).
+    /// from [`KeyPanels`](crate::KeyPanels): a gain from some 8 rows on for each KV head (queries times the query heads that
+    /// share it), a loss below (example `bench_worker`, 4096 keys).
     pub bf16_dot: bool,
     /// The most bytes that a [`Workspace`] may take ([`Plan::workspace_bytes`]); a plan that needs more is an error
     /// ([`AttentionError::TooLarge`]). Fewer threads need less.
