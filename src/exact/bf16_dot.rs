@@ -48,7 +48,7 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{PrefetchRows, Share, ask_for};
+use crate::kernel::prefetch::{Elsewhere, PrefetchRows, Share, ask_for};
 use crate::kernel::product::Pair;
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
@@ -184,12 +184,12 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         let (rows, columns) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
         let next = next.filter(|_| !source.whole);
-        let ahead = match source.keys {
+        let ahead = Elsewhere(match source.keys {
             Stored::Panels(panels) => {
-                NextTile::ahead(next.filter(|_| source.values.from_memory), panels, source.head_dim)
+                NextTile::of(next.filter(|_| source.values.from_memory), panels, source.head_dim)
             }
-            Stored::Rows(rows) => NextTile::ahead_in_rows(next, rows, source.head_dim),
-        };
+            Stored::Rows(rows) => NextTile::of_rows(next, rows, source.head_dim),
+        });
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 
@@ -215,15 +215,20 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             );
         }
         let next = next.filter(|_| !source.whole);
-        let ahead = NextTile::ahead_in_rows(next, source.values, source.v_dim);
+        let piece = NextTile::of_rows(next, source.values, source.v_dim);
         for (run, guard) in pair_runs(runs.runs) {
             if run.is_empty() {
                 continue;
             }
             let weights = &rounded[run.start..];
-            // All that the accumulators have room for: rows of values are padded likewise.
-            let mut values = ValueRows::cached(&values[(first + run.start) * stride..], stride, stride);
-            values.ahead = ahead.part(Share { start: run.start, end: run.end, of: TILE / 2 });
+            let values = ValueRows {
+                data: &values[(first + run.start) * stride..],
+                stride,
+                // All that the accumulators have room for: rows of values are padded likewise.
+                v_dim: stride,
+                ahead: Elsewhere(piece.share(Share { start: run.start, end: run.end, of: TILE / 2 })),
+                in_pairs: false,
+            };
             let weighted = WeightedRows {
                 weights,
                 weights_stride: Constant::<{ TILE / 2 }>,

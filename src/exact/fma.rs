@@ -11,7 +11,7 @@ use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
-use crate::kernel::prefetch::{Ahead, Share};
+use crate::kernel::prefetch::{Elsewhere, Near, Share};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
@@ -92,7 +92,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             data: call.v.from(batch, block.kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim,
-            ahead: Ahead::Near { from_memory: asks_for_values(narrow, T::DTYPE, from_memory) },
+            ahead: Near { from_memory: asks_for_values(narrow, T::DTYPE, from_memory) },
             in_pairs: adds_in_pairs(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
         let packing = match packs_values(I::LANES, rows, block.shares_keys) {
@@ -219,16 +219,16 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let ahead = Ahead::Near { from_memory: source.from_memory };
+                let ahead = Near { from_memory: source.from_memory };
                 let panels = &panels[first..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::Packed(_) => {
-                let (panels, ahead) = (&operands.panels[first..], Ahead::CACHED);
+                let (panels, ahead) = (&operands.panels[first..], Near::CACHED);
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::PackedTile(keys) => {
-                let ahead = NextTile::ahead_in_rows(next, keys, head_dim);
+                let ahead = Elsewhere(NextTile::of_rows(next, keys, head_dim));
                 let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }

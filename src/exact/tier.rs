@@ -17,7 +17,7 @@ use super::workspace::Operands;
 use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
-use crate::kernel::prefetch::{Ahead, Piece, Share};
+use crate::kernel::prefetch::{Piece, Share};
 use crate::kernel::score::KeyRows;
 use crate::tile::from_memory;
 use std::ops::Range;
@@ -123,17 +123,17 @@ pub(crate) struct NextTile {
 
 impl NextTile {
     /// What is asked for of rows that are packed tile by tile, `len` elements each: those that lie in one piece, if they are
-    /// expected to come from memory.
+    /// expected to come from memory; otherwise nothing that is not at hand.
     #[inline(always)]
-    pub(crate) fn ahead_in_rows<T: Element>(next: Option<Self>, rows: KeyRows<'_, T>, len: usize) -> Ahead {
-        Self::ahead(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
+    pub(crate) fn of_rows<T: Element>(next: Option<Self>, rows: KeyRows<'_, T>, len: usize) -> Piece {
+        Self::of(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
     }
 
     /// The same of what holds `len` elements for each key and comes from memory.
     #[inline(always)]
-    pub(crate) fn ahead<T>(next: Option<Self>, data: &[T], len: usize) -> Ahead {
+    pub(crate) fn of<T>(next: Option<Self>, data: &[T], len: usize) -> Piece {
         let piece = |next: Self| Piece::new(data, next.start * len, next.len * len).share(next.share);
-        next.map_or(Ahead::CACHED, |next| Ahead::Elsewhere(piece(next)))
+        next.map_or(Piece::new(data, 0, 0), piece)
     }
 }
 

@@ -16,7 +16,7 @@
 //! [`streamed_keys`]: crate::tile::streamed_keys
 //!
 //! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
-//! for some lines of it ([`Ahead::Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
+//! for some lines of it ([`Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
 //! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
 //! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`,
 //! `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
@@ -42,18 +42,55 @@ fn address<T>(data: &[T], at: usize) -> *const u8 {
     data.as_ptr().wrapping_add(at).cast()
 }
 
-/// What a kernel asks for while it goes through stored operands.
-#[derive(Clone, Copy)]
-pub(crate) enum Ahead {
-    /// The lines a little ahead of those it loads. A single row does so only if they are expected to come from memory.
-    Near { from_memory: bool },
-    /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
-    /// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
-    /// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2).
-    NextPanel { group: usize, groups: usize },
-    /// What is packed next, while the kernel goes through what is packed: the part of it that falls to its rows and columns.
-    Elsewhere(Piece),
+/// What a kernel asks for while it goes through key panels. A type, so that what most ask for costs no register: a distance that
+/// is not constant costs few queries from panels 1.5 % (16 rows of f32 weights, 1024 keys, AVX-512; example `bench_worker`).
+pub(crate) trait AheadOfPanels: Copy {
+    /// For `MR` rows that score `width` columns from `column` on, from `first` in the panel of `dims` steps that `data` starts with.
+    fn scoring<T, const MR: usize>(
+        self,
+        data: &[T],
+        dims: usize,
+        first_and_width: [usize; 2],
+        column: usize,
+    ) -> Prefetch;
 }
+
+/// The same for rows of values.
+pub(crate) trait AheadOfValues: Copy {
+    /// For `MR` rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride` elements apart.
+    fn adding<T, const MR: usize>(
+        self,
+        data: &[T],
+        count_and_stride: [usize; 2],
+        d_width_and_v_dim: [usize; 3],
+    ) -> Prefetch;
+}
+
+/// The lines a little ahead of those it loads. A single row does so only if they are expected to come from memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Near {
+    pub(crate) from_memory: bool,
+}
+
+impl Near {
+    /// For what lies in a cache.
+    pub(crate) const CACHED: Near = Near { from_memory: false };
+}
+
+/// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
+/// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
+/// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2). A group by itself
+/// asks for what is [`Near`].
+#[derive(Clone, Copy)]
+pub(crate) struct NextPanel {
+    pub(crate) group: usize,
+    pub(crate) groups: usize,
+    pub(crate) from_memory: bool,
+}
+
+/// What is packed next, while the kernel goes through what is packed: the part of it that falls to its rows and columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Elsewhere(pub(crate) Piece);
 
 /// Some memory that lies in one piece.
 #[derive(Clone, Copy)]
@@ -123,63 +160,75 @@ impl Prefetch {
     }
 }
 
-impl Ahead {
-    /// For what lies in a cache.
-    pub(crate) const CACHED: Ahead = Ahead::Near { from_memory: false };
-
-    /// For a kernel that takes only the part `share` of the columns.
+impl AheadOfPanels for Near {
     #[inline(always)]
-    pub(crate) fn part(self, share: Share) -> Self {
-        match self {
-            Ahead::Elsewhere(piece) => Ahead::Elsewhere(piece.share(share)),
-            Ahead::Near { .. } | Ahead::NextPanel { .. } => self,
-        }
+    fn scoring<T, const MR: usize>(
+        self,
+        data: &[T],
+        dims: usize,
+        [first, _]: [usize; 2],
+        _column: usize,
+    ) -> Prefetch {
+        Prefetch::near::<T, MR>(data, [first, PANEL * dims], PANEL, self.from_memory)
     }
+}
 
-    /// For `MR` rows that score `width` columns from `column` on, from `first` in the panel of `dims` steps that `data` starts with.
+impl AheadOfPanels for NextPanel {
     #[inline(always)]
-    pub(crate) fn scoring<T, const MR: usize>(
+    fn scoring<T, const MR: usize>(
         self,
         data: &[T],
         dims: usize,
         [first, width]: [usize; 2],
         column: usize,
     ) -> Prefetch {
+        let Self { group, groups, from_memory } = self;
         let size = PANEL * dims;
-        let near = |from_memory| Prefetch::near::<T, MR>(data, [first, size], PANEL, from_memory);
-        match self {
-            Ahead::Near { from_memory } => near(from_memory),
-            Ahead::NextPanel { group, groups } if 2 * size <= data.len() => Prefetch {
-                from: address(data, size + (size * group + first * dims) / groups),
-                per_step: width.div_ceil(groups) * size_of::<T>(),
-                asks: true,
-            },
-            Ahead::NextPanel { .. } => near(false),
-            Ahead::Elsewhere(piece) => {
-                let part = Share { start: column, end: column + width, of: TILE };
-                piece.share(part).in_steps(dims, width * size_of::<T>())
-            }
+        if groups == 1 || 2 * size > data.len() {
+            let from_memory = from_memory && groups == 1;
+            return Near { from_memory }.scoring::<T, MR>(data, dims, [first, width], column);
         }
+        let from = address(data, size + (size * group + first * dims) / groups);
+        Prefetch { from, per_step: width.div_ceil(groups) * size_of::<T>(), asks: true }
     }
+}
 
-    /// For `MR` rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride` elements apart.
+impl AheadOfPanels for Elsewhere {
     #[inline(always)]
-    pub(crate) fn adding<T, const MR: usize>(
+    fn scoring<T, const MR: usize>(
+        self,
+        _data: &[T],
+        dims: usize,
+        [_, width]: [usize; 2],
+        column: usize,
+    ) -> Prefetch {
+        let part = Share { start: column, end: column + width, of: TILE };
+        self.0.share(part).in_steps(dims, width * size_of::<T>())
+    }
+}
+
+impl AheadOfValues for Near {
+    #[inline(always)]
+    fn adding<T, const MR: usize>(
         self,
         data: &[T],
         [count, stride]: [usize; 2],
+        [d, ..]: [usize; 3],
+    ) -> Prefetch {
+        Prefetch::near::<T, MR>(data, [d, count * stride], stride, self.from_memory)
+    }
+}
+
+impl AheadOfValues for Elsewhere {
+    #[inline(always)]
+    fn adding<T, const MR: usize>(
+        self,
+        _data: &[T],
+        [count, _]: [usize; 2],
         [d, width, v_dim]: [usize; 3],
     ) -> Prefetch {
-        match self {
-            Ahead::Elsewhere(piece) => {
-                let part = Share { start: d, end: d + width, of: v_dim };
-                piece.share(part).in_steps(count, width * size_of::<T>())
-            }
-            Ahead::NextPanel { .. } | Ahead::Near { .. } => {
-                let from_memory = matches!(self, Ahead::Near { from_memory: true });
-                Prefetch::near::<T, MR>(data, [d, count * stride], stride, from_memory)
-            }
-        }
+        let part = Share { start: d, end: d + width, of: v_dim };
+        self.0.share(part).in_steps(count, width * size_of::<T>())
     }
 }
 
@@ -296,7 +345,7 @@ mod tests {
             let mut asked = vec![false; 3 * size + width];
             for group in 0..groups {
                 for first in (0..PANEL).step_by(width) {
-                    let ahead = Ahead::NextPanel { group, groups };
+                    let ahead = NextPanel { group, groups, from_memory: true };
                     let prefetch = ahead.scoring::<f32, 6>(&panels, dims, [first, width], first);
                     let at = element(&panels, prefetch);
                     for step in 0..dims {
@@ -331,7 +380,7 @@ mod tests {
                 for group in &groups {
                     let share = Share { start: row, end: row + group, of: rows };
                     row += group;
-                    let ahead = Ahead::Elsewhere(Piece::new(&next, 0, next.len()).share(share));
+                    let ahead = Elsewhere(Piece::new(&next, 0, next.len()).share(share));
                     for tile in (0..TILE).step_by(64) {
                         let prefetch = match scores {
                             true => ahead.scoring::<f32, 6>(&[], steps, [0, 64], tile),
@@ -371,7 +420,8 @@ mod tests {
     #[test]
     fn the_last_panel_asks_nearby() {
         let panels = vec![0.0f32; PANEL * 8];
-        let prefetch = Ahead::NextPanel { group: 1, groups: 3 }.scoring::<f32, 6>(&panels, 8, [16, 16], 16);
+        let ahead = NextPanel { group: 1, groups: 3, from_memory: true };
+        let prefetch = ahead.scoring::<f32, 6>(&panels, 8, [16, 16], 16);
         assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
     }
 }

@@ -2,7 +2,7 @@
 //! from +0 for every score.
 
 use super::Stride;
-use super::prefetch::{Ahead, PrefetchRows};
+use super::prefetch::{AheadOfPanels, PrefetchRows};
 use super::product::Product;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
@@ -20,9 +20,9 @@ pub(crate) struct ScoreRows<'a, S, D> {
 
 /// Key panels, one after another.
 #[derive(Clone, Copy)]
-pub(crate) struct Panels<'a, T> {
+pub(crate) struct Panels<'a, T, A> {
     pub(crate) data: &'a [T],
-    pub(crate) ahead: Ahead,
+    pub(crate) ahead: A,
 }
 
 /// Scores of `MR` rows (`q`, contiguous rows of `dims` factors) against columns `columns` of the tile that starts with
@@ -34,7 +34,7 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
     q: &[P::Factor],
     dims: usize,
-    panels: Panels<'_, P::Stored>,
+    panels: Panels<'_, P::Stored, impl AheadOfPanels>,
     columns: Range<usize>,
     mut rows: ScoreRows<'_, P::Scale, impl Stride>,
 ) {
@@ -91,7 +91,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     q: [&[P::Factor]; MR],
     panels: &[P::Stored],
     first: usize,
-    ahead: Ahead,
+    ahead: impl AheadOfPanels,
     column: usize,
     rows: &mut ScoreRows<'_, P::Scale, impl Stride>,
 ) {

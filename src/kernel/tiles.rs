@@ -6,7 +6,7 @@
 //! Products of layers ([`crate::module::Linear`]) inline theirs.
 
 use super::pack::VALUE_PANEL;
-use super::prefetch::Ahead;
+use super::prefetch::{AheadOfPanels, AheadOfValues, Elsewhere, Near};
 use super::product::{Dot, Fma, Pair, Product};
 use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use super::value::{ValueRows, WeightedRows, accumulate};
@@ -17,18 +17,18 @@ use crate::mask::TILE;
 use std::ops::Range;
 
 /// [`score_panels`] for so many rows.
-pub(crate) struct ScorePanels<'a, F, S, C, D> {
+pub(crate) struct ScorePanels<'a, F, S, C, D, A> {
     pub(crate) rows: usize,
     /// Rows of `dims` factors.
     pub(crate) q: &'a [F],
     pub(crate) dims: usize,
     pub(crate) panels: &'a [S],
-    pub(crate) ahead: Ahead,
+    pub(crate) ahead: A,
     pub(crate) columns: Range<usize>,
     pub(crate) out: ScoreRows<'a, C, D>,
 }
 
-impl<F, S: Copy, C, D: Stride> ScorePanels<'_, F, S, C, D> {
+impl<F, S: Copy, C, D: Stride, A: AheadOfPanels> ScorePanels<'_, F, S, C, D, A> {
     #[inline(always)]
     fn run_product<I: Isa, P: Product<I, Factor = F, Stored = S, Scale = C>>(self, isa: I) {
         let Self { rows, q, dims, panels, ahead, columns, out } = self;
@@ -37,7 +37,7 @@ impl<F, S: Copy, C, D: Stride> ScorePanels<'_, F, S, C, D> {
     }
 }
 
-impl<T: Element, D: Stride> Kernel for ScorePanels<'_, f32, T, (), D> {
+impl<T: Element, D: Stride, A: AheadOfPanels> Kernel for ScorePanels<'_, f32, T, (), D, A> {
     type Output = ();
 
     #[inline(always)]
@@ -46,7 +46,7 @@ impl<T: Element, D: Stride> Kernel for ScorePanels<'_, f32, T, (), D> {
     }
 }
 
-impl Bf16Kernel for ScorePanels<'_, Pair, Pair, f32, Constant<TILE>> {
+impl Bf16Kernel for ScorePanels<'_, Pair, Pair, f32, Constant<TILE>, Elsewhere> {
     type Output = ();
 
     #[inline(always)]
@@ -77,9 +77,9 @@ impl<T: Element> Kernel for ScoreKeyRows<'_, T> {
 }
 
 /// [`accumulate`] for so many rows: adds `keys` keys (or pairs of keys), `step` of them at a time.
-pub(crate) struct Accumulate<'a, F, S, V, W> {
+pub(crate) struct Accumulate<'a, F, S, V, W, A = Near> {
     pub(crate) rows: usize,
-    pub(crate) values: ValueRows<'a, S, V>,
+    pub(crate) values: ValueRows<'a, S, V, A>,
     pub(crate) keys: usize,
     pub(crate) step: usize,
     pub(crate) weighted: WeightedRows<'a, F, W>,
@@ -88,7 +88,7 @@ pub(crate) struct Accumulate<'a, F, S, V, W> {
 /// The same without keys whose weight is marked as removed.
 pub(crate) struct Guarded<K>(pub(crate) K);
 
-impl<F, S: Copy, V: Stride, W: Stride> Accumulate<'_, F, S, V, W> {
+impl<F, S: Copy, V: Stride, W: Stride, A: AheadOfValues> Accumulate<'_, F, S, V, W, A> {
     #[inline(always)]
     fn run_product<I: Isa, P: Product<I, Factor = F, Stored = S>, const GUARD: bool>(self, isa: I) {
         let Self { rows, values, keys, step, weighted } = self;
@@ -117,7 +117,7 @@ impl<T: Element, V: Stride, W: Stride> Kernel for Guarded<Accumulate<'_, f32, T,
 /// Weights of a tile, in pairs.
 type PairedTile = Constant<{ TILE / 2 }>;
 
-impl Bf16Kernel for Accumulate<'_, Pair, Pair, usize, PairedTile> {
+impl Bf16Kernel for Accumulate<'_, Pair, Pair, usize, PairedTile, Elsewhere> {
     type Output = ();
 
     #[inline(always)]
@@ -126,7 +126,7 @@ impl Bf16Kernel for Accumulate<'_, Pair, Pair, usize, PairedTile> {
     }
 }
 
-impl Bf16Kernel for Guarded<Accumulate<'_, Pair, Pair, usize, PairedTile>> {
+impl Bf16Kernel for Guarded<Accumulate<'_, Pair, Pair, usize, PairedTile, Elsewhere>> {
     type Output = ();
 
     #[inline(always)]
@@ -200,7 +200,7 @@ mod tests {
         let mut acc: Vec<f32> =
             (0..rows * acc_stride).map(|index| number(first * acc_stride + index)).collect();
         let mut values = ValueRows::cached(&data, v_dim, v_dim);
-        (values.ahead, values.in_pairs) = (Ahead::Near { from_memory: memory }, memory);
+        (values.ahead, values.in_pairs) = (Near { from_memory: memory }, memory);
         let stride = Constant::<TILE>;
         let weighted = WeightedRows { weights: &weights, weights_stride: stride, acc: &mut acc, acc_stride };
         level.dispatch(Accumulate { rows, values, keys: KEYS, step, weighted });

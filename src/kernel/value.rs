@@ -2,7 +2,7 @@
 //! output.
 
 use super::Stride;
-use super::prefetch::Ahead;
+use super::prefetch::{AheadOfValues, Near};
 use super::product::Product;
 use super::score::{split_rows, takes_three};
 use crate::isa::Isa;
@@ -11,11 +11,11 @@ use std::ops::Range;
 
 /// Values as rows (of keys, or of pairs of keys), `stride` elements apart, from the first on.
 #[derive(Clone, Copy)]
-pub(crate) struct ValueRows<'a, T, D = usize> {
+pub(crate) struct ValueRows<'a, T, D = usize, A = Near> {
     pub(crate) data: &'a [T],
     pub(crate) stride: D,
     pub(crate) v_dim: usize,
-    pub(crate) ahead: Ahead,
+    pub(crate) ahead: A,
     /// Whether [`PAIRED_ROWS`] rows of weights go through them two at a time, whose tile is twice as wide.
     pub(crate) in_pairs: bool,
 }
@@ -24,7 +24,7 @@ impl<'a, T, D> ValueRows<'a, T, D> {
     /// Values that lie in a cache.
     #[inline(always)]
     pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
-        Self { data, stride, v_dim, ahead: Ahead::CACHED, in_pairs: false }
+        Self { data, stride, v_dim, ahead: Near::CACHED, in_pairs: false }
     }
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct WeightedRows<'a, W, D> {
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored, impl Stride>,
+    values: ValueRows<'_, P::Stored, impl Stride, impl AheadOfValues>,
     count: usize,
     step: usize,
     mut rows: WeightedRows<'_, P::Factor, impl Stride>,
@@ -72,7 +72,7 @@ pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bo
 #[inline(always)]
 fn accumulate_in_pairs<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
-    values: ValueRows<'_, P::Stored, impl Stride>,
+    values: ValueRows<'_, P::Stored, impl Stride, impl AheadOfValues>,
     keys: Range<usize>,
     rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
@@ -105,7 +105,7 @@ const fn widest<I: Isa>(rows: usize) -> usize {
 #[inline(always)]
 fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored, impl Stride>,
+    values: ValueRows<'_, P::Stored, impl Stride, impl AheadOfValues>,
     keys: Range<usize>,
     rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
@@ -145,7 +145,7 @@ fn accumulate_step<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
 #[inline(always)]
 fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, const GUARD: bool>(
     isa: I,
-    values: ValueRows<'_, P::Stored, impl Stride>,
+    values: ValueRows<'_, P::Stored, impl Stride, impl AheadOfValues>,
     keys: &Range<usize>,
     d: usize,
     rows: &mut WeightedRows<'_, P::Factor, impl Stride>,

@@ -3,7 +3,7 @@
 use super::projection::Projection;
 use crate::error::AttentionError;
 use crate::isa::Isa;
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Near;
 use crate::kernel::score::ScoreRows;
 use crate::kernel::tiles::ScorePanels;
 use crate::kernel::{Constant, MAX_ROWS};
@@ -62,7 +62,7 @@ impl Directions {
                     q: &rows[first * dims..],
                     dims,
                     panels: panel,
-                    ahead: Ahead::CACHED,
+                    ahead: Near::CACHED,
                     columns: columns.clone(),
                     out: ScoreRows { out: &mut out[first * PANEL..], stride: Constant::<PANEL>, scale: () },
                 });
@@ -82,7 +82,7 @@ impl Directions {
                 q: &*x,
                 dims,
                 panels: panel,
-                ahead: Ahead::CACHED,
+                ahead: Near::CACHED,
                 columns: 0..PANEL,
                 out: ScoreRows { out: &mut *products, stride: Constant::<PANEL>, scale: () },
             });

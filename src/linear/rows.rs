@@ -14,7 +14,7 @@ use super::state::{StateShape, UnitView};
 use crate::error::AttentionError;
 use crate::isa::{Isa, Kernel};
 use crate::kernel::pack::merge_row;
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Near;
 use crate::kernel::score::ScoreRows;
 use crate::kernel::tiles::{Accumulate, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
@@ -188,7 +188,7 @@ impl Kernel for Rows<'_> {
                 q: &left[first * dims..],
                 dims,
                 panels: right,
-                ahead: Ahead::CACHED,
+                ahead: Near::CACHED,
                 columns,
                 out: ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () },
             });

@@ -18,7 +18,7 @@ use super::forward::zeros;
 use crate::element::{DType, Element};
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::NextPanel;
 use crate::kernel::product::Fma;
 use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{Constant, MAX_ROWS, rows_const, store_padded};
@@ -418,10 +418,7 @@ impl<T: Element> Kernel for LinearKernel<'_, '_, T> {
             let within = first..(first + columns.len()).next_multiple_of(SECTION);
             for (index, start) in (0..rows).step_by(group).enumerate() {
                 let count = group.min(rows - start);
-                let ahead = match rows.div_ceil(group) {
-                    1 => Ahead::Near { from_memory },
-                    groups => Ahead::NextPanel { group: index, groups },
-                };
+                let ahead = NextPanel { group: index, groups: rows.div_ceil(group), from_memory };
                 let weights = Panels { data: weights, ahead };
                 let x = &x[(part.first_row + start) * inputs..];
                 let out = ScoreRows { out: &mut *sums, stride: Constant::<PANEL>, scale: () };

@@ -7,7 +7,7 @@ use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::widen;
-use crate::kernel::prefetch::Ahead;
+use crate::kernel::prefetch::Near;
 use crate::kernel::score::ScoreRows;
 use crate::kernel::tiles::ScorePanels;
 use crate::panels::{KeyPanels, PANEL};
@@ -177,7 +177,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
                 q: &rows[..count * dim],
                 dims: dim,
                 panels,
-                ahead: Ahead::CACHED,
+                ahead: Near::CACHED,
                 columns: 0..columns,
                 out: ScoreRows { out: &mut *scores, stride: columns, scale: () },
             });
