@@ -106,11 +106,11 @@ impl Piece {
         Self { start: address(data, first), bytes: len * size_of::<T>() }
     }
 
-    /// The parts `start..end` of so many.
+    /// A share of it.
     #[inline(always)]
-    pub(crate) fn share(self, Share { start, end, of }: Share) -> Self {
-        let skipped = self.bytes * start / of;
-        Self { start: self.start.wrapping_add(skipped), bytes: self.bytes * end / of - skipped }
+    pub(crate) fn share(self, share: Share) -> Self {
+        let bytes = share.of(self.bytes);
+        Self { start: self.start.wrapping_add(bytes.start), bytes: bytes.len() }
     }
 
     /// For so many steps that ask for `bytes` each: all of it, or as much from its start as they have room for.
