@@ -1,6 +1,7 @@
 //! Plan once, run often: a [`Plan`] fixes sizes and choices, a [`Workspace`] holds the scratch, `run` does the work
 //! without allocating.
 
+use crate::cancel::CancelToken;
 use crate::element::{DType, Element};
 use crate::error::AttentionError;
 use crate::exact::call::{Call, Order};
@@ -143,6 +144,7 @@ impl Plan {
         options: &PlanOptions,
         order: Order,
     ) -> Result<Self, AttentionError> {
+        debug_assert!(order.tile.is_power_of_two());
         problem.validate()?;
         let level = Level::chosen(options.level)?;
         let engine = if options.bf16_dot {
@@ -243,7 +245,7 @@ impl Plan {
         workspace: &mut Workspace,
     ) -> Result<(), AttentionError> {
         workspace.progress = Progress::Nothing;
-        let call = Call::new(&self.problem, self.order, inputs)?;
+        let mut call = Call::new(&self.problem, self.order, inputs)?;
         self.check_workspace(workspace)?;
         let Outputs { out, lse, row_max, scores, top_keys, mut metrics } = outputs;
         let [batch, q_heads, q_len, _] = inputs.q().shape();
@@ -272,7 +274,8 @@ impl Plan {
             return Ok(());
         }
         let row_count = batch.saturating_mul(q_heads).saturating_mul(q_len);
-        let stopped = |complete| match call.is_stopped() {
+        let token = call.cancel;
+        let stopped = |complete| match token.is_some_and(CancelToken::is_stopped) {
             true => Err(AttentionError::Cancelled { complete, rows: row_count }),
             false => Ok(()),
         };
@@ -283,7 +286,7 @@ impl Plan {
         let has_peaks = peaks.len() >= workers.len()
             && peaks.iter().all(|peaks| peaks.rows() >= grid.block_rows.min(grid.rows));
         let measures = options.as_ref().map(|options| Measures::new(options, grid.splits == 1 && has_peaks));
-        let call = Call { measures, ..call };
+        call.measures = measures;
         workers.iter_mut().for_each(|worker| worker.start(&self.sizes));
         if rows_wanted {
             order.sort(&call, &grid);
@@ -333,14 +336,18 @@ impl Plan {
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
-        let [expected, got] = [&self.sizes, &workspace.sizes].map(ScratchSizes::parts);
         let [threads, splits] = ["threads", "elements for splits of keys"];
         let both = [
             (threads, self.max_threads, workspace.workers.len()),
             (splits, self.partials, workspace.partials.len()),
         ];
-        let each = expected.into_iter().zip(got).map(|((part, expected), (_, got))| (part, expected, got));
-        match both.into_iter().chain(each).find(|(_, expected, got)| got < expected) {
+        // Part by part only if it was made for another plan: that shows in calls of few keys.
+        let parts = || {
+            let [expected, got] = [&self.sizes, &workspace.sizes].map(ScratchSizes::parts);
+            expected.into_iter().zip(got).map(|((part, expected), (_, got))| (part, expected, got))
+        };
+        let each = (workspace.sizes != self.sizes).then(parts);
+        match both.into_iter().chain(each.into_iter().flatten()).find(|(_, expected, got)| got < expected) {
             None => Ok(()),
             Some((part, expected, got)) => Err(AttentionError::Workspace { part, expected, got }),
         }

@@ -82,7 +82,7 @@ impl<'a, T: Element> Call<'a, T> {
         }
         inputs.dropout.map_or(Ok(()), |dropout| dropout.validate())?;
         let problem = Problem { max_q_len: longest_q, max_kv_len: longest_kv, ..*limits };
-        let call = Self {
+        let mut call = Self {
             problem,
             order,
             q: q.into(),
@@ -98,7 +98,8 @@ impl<'a, T: Element> Call<'a, T> {
             measures: None,
             work: [0.0; 2],
         };
-        Ok(Self { work: call.estimate(), ..call })
+        call.work = call.estimate();
+        Ok(call)
     }
 }
 

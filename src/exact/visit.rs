@@ -65,7 +65,7 @@ impl Visits {
     /// That of a key.
     #[inline(always)]
     fn tile<T: Element>(&self, call: &Call<'_, T>, key: usize) -> Option<Range<usize>> {
-        let start = key / call.order.tile * call.order.tile;
+        let start = key & !(call.order.tile - 1); // a power of two
         (key < self.end).then(|| start..self.end.min(start.saturating_add(call.order.tile)))
     }
 

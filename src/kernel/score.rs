@@ -147,8 +147,8 @@ pub(crate) struct KeyRows<'a, T> {
 impl<'a, T: Element> KeyRows<'a, T> {
     /// The memory of some keys, if they exist and are made of whole pieces of `COLUMNS` dimensions.
     #[inline(always)]
-    fn whole(&self, keys: Range<usize>, head_dim: usize) -> Option<&'a [T]> {
-        if keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
+    fn block(&self, keys: Range<usize>, head_dim: usize) -> Option<&'a [T]> {
+        if keys.is_empty() || keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
             return None;
         }
         self.data.get(keys.start * self.stride..(keys.end - 1) * self.stride + head_dim)
@@ -160,7 +160,8 @@ impl<'a, T: Element> KeyRows<'a, T> {
 /// 1.3 times as fast, two rows 1.1 times. Four vectors make a single row of bf16, which takes fewest registers to widen, another
 /// 1.05 to 1.1 times as fast; they cost as much in f16, and 1.2 to 1.4 in f32 from memory, which leaves hardly any of L1 (bench
 /// `roofline`, `small` and `decode` from rows, level AVX2). One vector of AVX-512 is 16 keys already: two lose 1 to 8 % (the same,
-/// level AVX-512).
+/// level AVX-512). Keys are looked up once for a whole vector, and once for a last one that is not whole: 10 keys cost a query 1.1
+/// times as much where each piece of them is looked up (example `bench_worker`, level AVX-512).
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
@@ -174,9 +175,10 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
 ) {
     let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
     let mut column = columns.start;
-    while column < columns.end {
+    while column < columns.end && tile_start + column < keys.len {
         let (first, left) = (tile_start + column, (columns.end - column) / I::LANES);
-        let whole = |vectors: usize| keys.whole(first..first + vectors * I::LANES, head_dim);
+        let whole = |vectors: usize| keys.block(first..first + vectors * I::LANES, head_dim);
+        let at = (keys, first, column);
         let mut vectors = 1;
         if has_narrow_tiles::<I>()
             && MR == 1
@@ -184,30 +186,35 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
             && left >= 4
             && let Some(block) = whole(4)
         {
-            score_whole_rows::<I, T, MR, 4>(isa, q, block, (keys, first), column, &mut rows);
+            score_block::<I, T, MR, 4>(isa, q, (block, I::LANES), at, &mut rows);
             vectors = 4;
         } else if has_narrow_tiles::<I>()
             && MR <= 3
             && left >= 2
             && let Some(block) = whole(2)
         {
-            score_whole_rows::<I, T, MR, 2>(isa, q, block, (keys, first), column, &mut rows);
+            score_block::<I, T, MR, 2>(isa, q, (block, I::LANES), at, &mut rows);
             vectors = 2;
+        } else if let Some(block) = whole(1) {
+            score_block::<I, T, MR, 1>(isa, q, (block, I::LANES), at, &mut rows);
+        } else if let Some(block) = keys.block(first..keys.len, head_dim) {
+            // Apart, as how many there are is a constant above.
+            score_block::<I, T, MR, 1>(isa, q, (block, keys.len - first), at, &mut rows);
         } else {
-            score_vector::<I, T, MR>(isa, q, keys, first, column, &mut rows);
+            score_pieces::<I, T, MR>(isa, q, at, &mut rows);
         }
         column += vectors * I::LANES;
     }
 }
 
-/// `MR` rows against `NV` vectors of `keys` from key `first` on, the memory of which is `block`; to column `column`.
+/// `MR` rows against `NV` vectors of `keys` from key `first` on, the memory of which is `block`; to column `column`. The first
+/// `there` keys of each vector exist.
 #[inline(always)]
-fn score_whole_rows<I: Isa, T: Element, const MR: usize, const NV: usize>(
+fn score_block<I: Isa, T: Element, const MR: usize, const NV: usize>(
     isa: I,
     q: [&[f32]; MR],
-    block: &[T],
-    (keys, first): (KeyRows<'_, T>, usize),
-    column: usize,
+    (block, there): (&[T], usize),
+    (keys, first, column): (KeyRows<'_, T>, usize, usize),
     rows: &mut ScoreRows<'_, (), impl Stride>,
 ) {
     let head_dim = q[0].len();
@@ -216,7 +223,7 @@ fn score_whole_rows<I: Isa, T: Element, const MR: usize, const NV: usize>(
     for d in (0..head_dim).step_by(T::COLUMNS) {
         prefetch.ask(isa);
         for v in 0..NV {
-            let columns = T::columns(isa, &block[v * I::LANES * keys.stride + d..], keys.stride, I::LANES);
+            let columns = T::columns(isa, &block[v * I::LANES * keys.stride + d..], keys.stride, there);
             for step in 0..T::COLUMNS {
                 for r in 0..MR {
                     acc[r][v] = isa.mul_add(isa.splat(q[r][d + step]), columns[step], acc[r][v]);
@@ -232,14 +239,12 @@ fn score_whole_rows<I: Isa, T: Element, const MR: usize, const NV: usize>(
     }
 }
 
-/// The same for one vector of keys, of which some may not exist.
+/// The same for one vector of keys, some of which may not exist, where dimensions are no whole pieces.
 #[inline(always)]
-fn score_vector<I: Isa, T: Element, const MR: usize>(
+fn score_pieces<I: Isa, T: Element, const MR: usize>(
     isa: I,
     q: [&[f32]; MR],
-    keys: KeyRows<'_, T>,
-    first: usize,
-    column: usize,
+    (keys, first, column): (KeyRows<'_, T>, usize, usize),
     rows: &mut ScoreRows<'_, (), impl Stride>,
 ) {
     let head_dim = q[0].len();
