@@ -145,10 +145,10 @@ pub(crate) struct KeyRows<'a, T> {
 }
 
 impl<'a, T: Element> KeyRows<'a, T> {
-    /// The memory of some keys, if they exist and are made of whole pieces of `COLUMNS` dimensions.
+    /// The memory of some keys, at least one, if they exist and are made of whole pieces of `COLUMNS` dimensions.
     #[inline(always)]
     fn block(&self, keys: Range<usize>, head_dim: usize) -> Option<&'a [T]> {
-        if keys.is_empty() || keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
+        if keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
             return None;
         }
         self.data.get(keys.start * self.stride..(keys.end - 1) * self.stride + head_dim)
@@ -160,8 +160,7 @@ impl<'a, T: Element> KeyRows<'a, T> {
 /// 1.3 times as fast, two rows 1.1 times. Four vectors make a single row of bf16, which takes fewest registers to widen, another
 /// 1.05 to 1.1 times as fast; they cost as much in f16, and 1.2 to 1.4 in f32 from memory, which leaves hardly any of L1 (bench
 /// `roofline`, `small` and `decode` from rows, level AVX2). One vector of AVX-512 is 16 keys already: two lose 1 to 8 % (the same,
-/// level AVX-512). Keys are looked up once for a whole vector, and once for a last one that is not whole: 10 keys cost a query 1.1
-/// times as much where each piece of them is looked up (example `bench_worker`, level AVX-512).
+/// level AVX-512). Whether keys exist is looked up once for each vector, and of a last one that is not whole those that do.
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
 pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
