@@ -1,6 +1,7 @@
 //! Plan once, run often: a [`Plan`] fixes sizes and choices, a [`Workspace`] holds the scratch, `run` does the work
 //! without allocating.
 
+use crate::cancel::CancelToken;
 use crate::element::{DType, Element};
 use crate::error::AttentionError;
 use crate::exact::call::{Call, Order};
@@ -273,11 +274,12 @@ impl Plan {
             return Ok(());
         }
         let row_count = batch.saturating_mul(q_heads).saturating_mul(q_len);
-        let stopped = |call: &Call<'_, T>, complete| match call.is_stopped() {
+        let token = call.cancel;
+        let stopped = |complete| match token.is_some_and(CancelToken::is_stopped) {
             true => Err(AttentionError::Cancelled { complete, rows: row_count }),
             false => Ok(()),
         };
-        stopped(&call, 0)?;
+        stopped(0)?;
         let Workspace { workers, partials, order, progress, .. } = workspace;
         let grid = Grid::new(&call, self.max_threads);
         let workers = &mut workers[..grid.workers];
@@ -304,7 +306,7 @@ impl Plan {
         *progress = Progress::All;
         for targets in wanted.iter().flatten() {
             T::run_scores(self.engine, &call, targets, workers);
-            stopped(&call, row_count)?;
+            stopped(row_count)?;
         }
         if let (Some(options), Some(rows), Some(measures)) = (options, measured, measures)
             && !measures.are_all(&options)
@@ -315,7 +317,7 @@ impl Plan {
                 chosen: Chosen::all(queries),
             };
             T::run_scores(self.engine, &call, &details, workers);
-            stopped(&call, row_count)?;
+            stopped(row_count)?;
         }
         metrics.into_iter().for_each(|metrics| metrics.count(row_count, q_len));
         Ok(())

@@ -123,20 +123,22 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
     let source = E::open(call, block);
     let split = call.order.split;
     let core = core(&scratch.rows, call);
-    let (mut next_split, mut first_split) = (0, true);
+    let (mut fresh, mut first_split) = (true, true);
+    let mut next_split = 0;
     let visits = Visits::new(call, &scratch.rows, keys.end);
     let mut visit = visits.next(call, &scratch.rows, keys.start);
     while let Some(this) = visit {
         if call.is_stopped() {
             return; // `grid` notes that the rows are not complete
         }
-        if this.tile.start >= next_split {
+        if fresh {
             reset(scratch);
             next_split = (this.tile.start / split + 1).saturating_mul(split);
         }
         let next = visits.next(call, &scratch.rows, this.tile.end);
         run_tile::<I, E, T>(isa, call, scratch, &source, &this, next.as_ref(), &core);
-        if next.as_ref().is_none_or(|next| next.tile.start >= next_split) {
+        fresh = next.as_ref().is_none_or(|next| next.tile.start >= next_split);
+        if fresh {
             close_split(isa, scratch, first_split);
             first_split = false;
         }

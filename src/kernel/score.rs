@@ -145,10 +145,10 @@ pub(crate) struct KeyRows<'a, T> {
 }
 
 impl<'a, T: Element> KeyRows<'a, T> {
-    /// The memory of some keys, at least one, if they exist and are made of whole pieces of `COLUMNS` dimensions.
+    /// The memory of some keys, if they exist and are made of whole pieces of `COLUMNS` dimensions.
     #[inline(always)]
     fn block(&self, keys: Range<usize>, head_dim: usize) -> Option<&'a [T]> {
-        if keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
+        if keys.is_empty() || keys.end > self.len || !head_dim.is_multiple_of(T::COLUMNS) {
             return None;
         }
         self.data.get(keys.start * self.stride..(keys.end - 1) * self.stride + head_dim)
