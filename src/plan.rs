@@ -281,7 +281,7 @@ impl Plan {
         };
         stopped(0)?;
         let Workspace { workers, partials, order, progress, .. } = workspace;
-        let grid = Grid::new(&call, self.max_threads);
+        let grid = Grid::new(&call, self.engine, self.max_threads);
         let workers = &mut workers[..grid.workers];
         let has_peaks = peaks.len() >= workers.len()
             && peaks.iter().all(|peaks| peaks.rows() >= grid.block_rows.min(grid.rows));
@@ -332,7 +332,8 @@ impl Plan {
         inputs: &Inputs<'_, Q, T>,
     ) -> Result<Explanation, AttentionError> {
         let call = Call::new(&self.problem, self.order, inputs)?;
-        Ok(Explanation::new(self, &call, Q::DTYPE, &Grid::new(&call, self.max_threads)))
+        let grid = Grid::new(&call, self.engine, self.max_threads);
+        Ok(Explanation::new(self, &call, Q::DTYPE, &grid))
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
@@ -446,7 +447,8 @@ pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Ve
     let problem = Problem::of(inputs);
     problem.validate()?;
     // Scratch for as many threads as the call will use, not for all there are.
-    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, usize::MAX).workers;
+    let engine = Engine::Exact(Level::detect()?);
+    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, engine, usize::MAX).workers;
     let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
     let plan = Plan::with_options(&problem, &options)?;
     let shape = inputs.output_shape();

@@ -17,6 +17,13 @@ pub(crate) const FEW_ROWS: usize = 32;
 /// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
+/// How many of some KV heads of `rows` query rows each are worked on as one block, where the keys of each are few: as many as
+/// divide them and have no more rows than a register tile.
+pub(crate) fn heads_together(kv_heads: usize, rows: usize) -> usize {
+    let most = MAX_ROWS.checked_div(rows).unwrap_or(0);
+    (2..=most).rev().find(|&heads| kv_heads.is_multiple_of(heads)).unwrap_or(1)
+}
+
 /// Rows of a block from which on values that other blocks pack too are packed once for all, where vectors have 8 lanes.
 const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
 

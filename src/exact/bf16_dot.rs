@@ -109,10 +109,10 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let values = KeyRows {
-            data: call.v.from(batch, block.kv_head, k_first),
+            data: call.v.from(batch, kv_head, k_first),
             stride: call.v.strides()[2],
             len: kv_len,
             from_memory: from_memory(call.work),
@@ -123,10 +123,10 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             factor: call.rules.factor,
             head_dim,
             v_dim: call.problem.v_dim,
-            keys: Stored::of(call, block),
+            keys: Stored::of(call, block, kv_head),
             values,
             whole: block.shares_keys,
-            head: [index, block.kv_head],
+            head: [index, kv_head],
         }
     }
 
@@ -199,7 +199,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &mut Operands,
         At { tile, next }: At<'_>,
-        runs: Runs,
+        runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
@@ -216,7 +216,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         }
         let next = next.filter(|_| !source.whole);
         let piece = NextTile::of_rows(next, source.values, source.v_dim);
-        for (run, guard) in pair_runs(runs.runs) {
+        for (run, guard) in pair_runs(runs.runs.clone()) {
             if run.is_empty() {
                 continue;
             }

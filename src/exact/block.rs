@@ -27,19 +27,19 @@
 
 use super::call::Call;
 use super::finish::{Targets, finish_row};
-use super::group::{GroupShape, group_within_blocks, weigh_group};
+use super::group::{GroupShape, WeighGroup, group_within_blocks};
 use super::measure::{Measured, Measures, PartSums, RowSums};
 use super::partials::Partials;
 use super::peaks::Peaks;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, NextTile, Tier, TierKernel};
+use super::tier::{Accumulators, At, NextTile, Runs, Tier, TierKernel};
 use super::visit::{Visit, Visits};
-use super::workspace::Scratch;
+use super::workspace::{Operands, Scratch};
 use crate::dropout::drop_weights;
 use crate::element::Element;
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use crate::kernel::MAX_ROWS;
-use crate::kernel::pack::{merge_row, scale_row};
+use crate::kernel::pack::merge_row;
 use crate::kernel::prefetch::Share;
 use crate::mask::{MaskRow, TILE};
 use crate::softmax::{Partial, RowState};
@@ -49,14 +49,27 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) sequence: Sequence,
+    /// The first of its KV heads.
     pub(crate) kv_head: usize,
-    /// Rows of the KV head, counted token by token and within a token query head by query head: heads that share keys
-    /// stand side by side, and a run of rows spans few positions.
+    /// How many they are; where several, all rows of each.
+    pub(crate) heads: usize,
+    /// Rows of a KV head, counted token by token and within a token query head by query head: heads that share keys
+    /// stand side by side, and a run of rows spans few positions. Those of the next KV head follow.
     pub(crate) rows: Range<usize>,
+    /// How many of them are of each KV head.
+    pub(crate) head_rows: usize,
     /// Keys to visit, whole splits (but for the end).
     pub(crate) keys: Range<usize>,
     /// Whether other blocks will come back to this head's keys, so that packing all of them, and their values, pays.
     pub(crate) shares_keys: bool,
+}
+
+impl Block {
+    /// The rows of one of its heads, counted from the block's first.
+    #[inline(always)]
+    fn rows_of(&self, head: usize) -> Range<usize> {
+        head * self.head_rows..(head + 1) * self.head_rows
+    }
 }
 
 /// A row of a block while it is worked on.
@@ -88,9 +101,27 @@ pub(crate) enum End<'a> {
 impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
     #[inline(always)]
     fn run<I: Isa, E: Tier<I>>(self, isa: I) {
-        let BlockKernel { call, block, scratch, end } = self;
+        let Self { call, block, scratch, end } = self;
         prepare_rows::<I, E, T>(isa, call, block, scratch);
         compute::<I, E, T>(isa, call, block, scratch);
+        isa.call(EndBlock { call, block, scratch, end });
+    }
+}
+
+/// Brings the results of a block's rows where they belong.
+struct EndBlock<'a, 's, T: Element> {
+    call: &'a Call<'a, T>,
+    block: &'a Block,
+    scratch: &'s mut Scratch,
+    end: End<'a>,
+}
+
+impl<T: Element> Kernel for EndBlock<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { call, block, scratch, end } = self;
         let Scratch { rows, sums, peaks, total, acc_stride, .. } = scratch;
         let mut memory = peaks.of_rows(0..rows.len());
         for (index, (row, acc)) in rows.iter().zip(total.chunks_exact_mut(*acc_stride)).enumerate() {
@@ -120,7 +151,7 @@ impl<T: Element> TierKernel for BlockKernel<'_, '_, T> {
 #[inline(always)]
 fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &Block, scratch: &mut Scratch) {
     let Some(keys) = hull(&scratch.rows, &block.keys) else { return };
-    let source = E::open(call, block);
+    let source = E::open(call, block, block.kv_head);
     let split = call.order.split;
     let core = core(&scratch.rows, call);
     let (mut fresh, mut first_split) = (true, true);
@@ -136,7 +167,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(isa: I, call: &Call<'_, T>, block: &B
             next_split = (this.tile.start / split + 1).saturating_mul(split);
         }
         let next = visits.next(call, &scratch.rows, this.tile.end);
-        run_tile::<I, E, T>(isa, call, scratch, &source, &this, next.as_ref(), &core);
+        run_tile::<I, E, T>(isa, call, scratch, (block, &source), &this, next.as_ref(), &core);
         fresh = next.as_ref().is_none_or(|next| next.tile.start >= next_split);
         if fresh {
             close_split(isa, scratch, first_split);
@@ -171,18 +202,22 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
 /// The rows of a block, nothing computed yet.
 pub(crate) fn describe_rows<T: Element>(call: &Call<'_, T>, block: &Block, rows: &mut Vec<BlockRow>) {
     let group = call.problem.group();
-    let (mut query, mut head) = (block.rows.start / group, block.rows.start % group);
+    let (mut query, mut head, mut kv_head) =
+        (block.rows.start / group, block.rows.start % group, block.kv_head);
     rows.clear();
     rows.extend(block.rows.clone().map(|_| {
         let q_head = mutant!(
             "heads-tiled-not-repeated",
-            block.kv_head * group + head,
-            head * call.problem.kv_heads + block.kv_head
+            kv_head * group + head,
+            head * call.problem.kv_heads + kv_head
         );
         let row = describe_row(call, &block.sequence, query, q_head);
         head += 1;
         if head == group {
             (query, head) = (query + 1, 0);
+        }
+        if query == block.sequence.q_len {
+            (query, kv_head) = (0, kv_head + 1);
         }
         row
     }));
@@ -237,7 +272,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     scratch: &mut Scratch,
-    source: &E::Source<'_, T>,
+    (block, source): (&Block, &E::Source<'_, T>),
     visit: &Visit,
     next_visit: Option<&Visit>,
     core: &Range<usize>,
@@ -248,7 +283,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let Scratch { operands, rows, sums, peaks, scores, bits, shared, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
-    E::enter_tile(isa, source, operands, tile, visit.columns);
+    if block.heads == 1 {
+        E::enter_tile(isa, source, operands, tile, visit.columns); // several pack nothing, see `grid`
+    }
     // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
     let ahead = next_visit.filter(|_| lists && rows.len() > MAX_ROWS);
     let mut next = 0;
@@ -272,21 +309,29 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let Some(shape) = shape else { continue };
         let acc = &mut acc[group.start * acc_stride..group.end * acc_stride];
         for run in shape.columns.runs() {
-            E::score_group(isa, source, operands, group.clone(), at, &run, scores);
+            if block.heads == 1 {
+                E::score_group(isa, source, operands, group.clone(), at, &run, scores);
+            } else {
+                score_heads::<I, E, T>(isa, call, block, operands, at, &run, scores);
+            }
         }
         let measured = call.measures.map(|measures| Measured {
             measures,
             sums: &mut sums[group.clone()],
-            memory: peaks.of_rows(group),
+            memory: peaks.of_rows(group.clone()),
         });
-        let (factors, scattered) =
-            weigh_group(isa, call, (rows, measured), tile, &shape, scores, (&mut *bits, &mut *shared));
+        let scattered = isa.call(WeighGroup {
+            call,
+            rows: &mut *rows,
+            measured,
+            tile,
+            shape: &shape,
+            scores,
+            bits,
+            shared,
+            acc: Accumulators { rows: group.len(), acc: &mut *acc, stride: acc_stride },
+        });
         let shared = scattered.then_some(&*shared);
-        for (factor, acc) in factors.into_iter().zip(acc.chunks_exact_mut(acc_stride)).take(rows.len()) {
-            if factor != 1.0 {
-                scale_row(isa, acc, mutant!("output-not-rescaled", factor, 1.0));
-            }
-        }
         if call.problem.v_dim == 0 {
             continue;
         }
@@ -298,9 +343,53 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
             }
         }
         for run in shape.columns.runs() {
+            let runs = shape.runs(run, shared);
             let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
-            E::accumulate_group(isa, source, operands, at, shape.runs(run, shared), scores, acc);
+            if block.heads == 1 {
+                E::accumulate_group(isa, source, operands, at, &runs, scores, acc);
+            } else {
+                accumulate_heads::<I, E, T>(isa, call, block, (operands, scores), at, &runs, acc);
+            }
         }
+    }
+}
+
+/// [`Tier::score_group`] for a block of several heads, whose rows are one group.
+#[inline(always)]
+fn score_heads<I: Isa, E: Tier<I>, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    block: &Block,
+    operands: &Operands,
+    at: At<'_>,
+    columns: &Range<usize>,
+    scores: &mut [f32],
+) {
+    for head in 0..block.heads {
+        let source = E::open(call, block, block.kv_head + head);
+        let rows = block.rows_of(head);
+        let scores = &mut scores[rows.start * TILE..];
+        E::score_group(isa, &source, operands, rows, at, columns, scores);
+    }
+}
+
+/// [`Tier::accumulate_group`], likewise.
+#[inline(always)]
+fn accumulate_heads<I: Isa, E: Tier<I>, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    block: &Block,
+    (operands, weights): (&mut Operands, &[f32]),
+    at: At<'_>,
+    runs: &Runs,
+    Accumulators { acc, stride, .. }: Accumulators<'_>,
+) {
+    for head in 0..block.heads {
+        let source = E::open(call, block, block.kv_head + head);
+        let rows = block.rows_of(head);
+        let weights = &weights[rows.start * TILE..];
+        let acc = Accumulators { rows: rows.len(), acc: &mut acc[rows.start * stride..], stride };
+        E::accumulate_group(isa, &source, operands, at, runs, weights, acc);
     }
 }
 

@@ -10,10 +10,12 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
-use crate::kernel::pack::{VALUE_PANEL, pack_panels, pack_query, pack_values, widen};
+use crate::kernel::pack::{VALUE_PANEL, pack_query, widen};
 use crate::kernel::prefetch::{Elsewhere, Near, Share};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
-use crate::kernel::tiles::{Accumulate, AccumulatePacked, Guarded, ScoreKeyRows, ScorePanels};
+use crate::kernel::tiles::{
+    Accumulate, AccumulatePacked, Guarded, PackPanel, PackValues, ScoreKeyRows, ScorePanels,
+};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
@@ -84,12 +86,12 @@ impl<I: Isa> Tier<I> for FmaTier {
     }
 
     #[inline(always)]
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Source<'a, T> {
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Source<'a, T> {
         let Sequence { index, batch, k_first, kv_len, .. } = block.sequence;
         let (narrow, from_memory) = (has_narrow_tiles::<I>(), from_memory(call.work));
-        let (rows, v_dim) = (block.rows.len(), call.problem.v_dim);
+        let (rows, v_dim) = (block.head_rows, call.problem.v_dim);
         let values = ValueRows {
-            data: call.v.from(batch, block.kv_head, k_first),
+            data: call.v.from(batch, kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim,
             ahead: Near { from_memory: asks_for_values(narrow, T::DTYPE, from_memory) },
@@ -107,8 +109,8 @@ impl<I: Isa> Tier<I> for FmaTier {
         };
         Source {
             head_dim: call.problem.head_dim,
-            head: [index, block.kv_head],
-            keys: KeySource::new(call, block),
+            head: [index, kv_head],
+            keys: KeySource::new(call, block, kv_head),
             values,
             kv_len,
             packing,
@@ -130,7 +132,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             KeySource::PackedTile(rows) => {
                 for panel in columns.panels() {
                     let out = &mut operands.panels[panel * PANEL * head_dim..][..PANEL * head_dim];
-                    pack_panels(isa, rows, head_dim, first + panel..first + panel + 1, out);
+                    isa.call(PackPanel { keys: rows, head_dim, panel: first + panel, out });
                 }
             }
             KeySource::Packed(stored) => {
@@ -148,7 +150,7 @@ impl<I: Isa> Tier<I> for FmaTier {
                 for run in columns.runs() {
                     let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
                     let out = &mut operands.values[run.start * VALUE_PANEL..];
-                    pack_values(isa, source.values, keys, TILE, out);
+                    isa.call(PackValues { values: source.values, keys, out });
                 }
             }
             ValuePacking::Head => {
@@ -158,7 +160,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                         let place = operands.value_place(key);
                         let there = mutant!("values-packed-to-the-end-of-the-tile", source.kv_len, tile.end);
                         let keys = key..there.min(key + PANEL);
-                        pack_values(isa, source.values, keys, TILE, &mut operands.values[place..]);
+                        let out = &mut operands.values[place..];
+                        isa.call(PackValues { values: source.values, keys, out });
                     }
                 }
             }
@@ -244,14 +247,14 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &mut Operands,
         At { tile, .. }: At<'_>,
-        runs: Runs,
+        runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
         let Accumulators { rows, acc, stride: acc_stride } = acc;
         let (values, step) = (source.values, source.step);
         let packed = source.packed_values(operands, tile);
-        for (run, guard) in runs.runs {
+        for &(ref run, guard) in &runs.runs {
             if run.is_empty() {
                 continue;
             }
@@ -288,12 +291,12 @@ impl<T> Source<'_, T> {
 }
 
 impl<'a, T: Element> KeySource<'a, T> {
-    /// Where a block's keys come from.
+    /// Where the keys of one of a block's heads come from.
     #[inline(always)]
-    fn new(call: &'a Call<'a, T>, block: &Block) -> Self {
-        match Stored::of(call, block) {
+    fn new(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Self {
+        match Stored::of(call, block, kv_head) {
             Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => Self::Panels(panels),
-            Stored::Rows(rows) if !block.shares_keys && block.rows.len() > FUSED_ROWS => {
+            Stored::Rows(rows) if !block.shares_keys && block.head_rows > FUSED_ROWS => {
                 Self::PackedTile(rows)
             }
             Stored::Rows(rows) if !block.shares_keys => Self::Rows(rows),
@@ -315,6 +318,6 @@ fn pack_keys<I: Isa, T: Element>(
     let out = &mut packed[range.clone()];
     match stored {
         Stored::Panels(panels) => widen(isa, &panels[range], out),
-        Stored::Rows(rows) => pack_panels(isa, rows, head_dim, panel..panel + 1, out),
+        Stored::Rows(keys) => isa.call(PackPanel { keys, head_dim, panel, out }),
     }
 }

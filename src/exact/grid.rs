@@ -1,6 +1,7 @@
 //! Blocks out of a call, tasks out of blocks.
 //!
-//! A *unit* is a sequence's KV head. Its query rows are cut into blocks, late ones first (under a causal mask they are
+//! A *unit* is a sequence's KV head, or several whose few rows make up one block (of single queries against few keys, what
+//! goes on around the sums costs more than they do). Its query rows are cut into blocks, late ones first (under a causal mask they are
 //! the expensive ones); if units are few and their rows fit one block, the keys are cut into splits instead, whose
 //! states are kept and merged in key order once all are there.
 //!
@@ -26,6 +27,8 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
     pub(crate) units: usize,
+    /// KV heads of a unit.
+    pub(crate) heads: usize,
     /// Query rows of a unit, at most.
     pub(crate) rows: usize,
     /// Query rows of a block, at most.
@@ -41,13 +44,15 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    pub(crate) fn new<T: Element>(call: &Call<'_, T>, max_workers: usize) -> Self {
+    pub(crate) fn new<T: Element>(call: &Call<'_, T>, engine: Engine, max_workers: usize) -> Self {
         let problem = &call.problem;
-        let units = call.sequences.count().saturating_mul(problem.kv_heads);
-        let rows = problem.max_q_len.saturating_mul(problem.group());
         let spreads =
             if call.awake { tile::worth_sharing(call.work) } else { tile::worth_spreading(call.work) };
         let workers = if spreads { parallel::workers(max_workers) } else { 1 };
+        let rows = problem.max_q_len.saturating_mul(problem.group());
+        let heads = if workers == 1 { heads_together(call, engine, rows) } else { 1 };
+        let (units_of_sequence, rows) = (problem.kv_heads / heads, rows.saturating_mul(heads));
+        let units = call.sequences.count().saturating_mul(units_of_sequence);
         let (keys, split) = (problem.max_kv_len, call.order.split);
         let splits = mutant!("last-split-is-lost", keys.div_ceil(split), (keys / split).max(1));
         let block_rows = tile::block_rows(rows, units, workers, splits);
@@ -62,7 +67,7 @@ impl Grid {
         let splits = if split { splits } else { 1 };
         let tasks = units.saturating_mul(blocks_per_unit).saturating_mul(splits);
         let workers = workers.min(tasks.max(1));
-        Self { units, rows, block_rows, blocks_per_unit, stretch, lead, splits, workers }
+        Self { units, heads, rows, block_rows, blocks_per_unit, stretch, lead, splits, workers }
     }
 
     /// Blocks of a stretch.
@@ -101,14 +106,28 @@ impl Grid {
         index: usize,
         split: Option<usize>,
     ) -> Block {
-        let kv_heads = call.problem.kv_heads;
-        let sequence = call.sequences.get(unit / kv_heads);
-        let rows = self.rows_of(index, sequence.q_len * call.problem.group());
+        let units = call.problem.kv_heads / self.heads;
+        let sequence = call.sequences.get(unit / units);
+        let kv_head = unit % units * self.heads;
+        let head_rows = sequence.q_len * call.problem.group();
+        let rows = self.rows_of(index, head_rows * self.heads);
+        let head_rows = if self.heads == 1 { rows.len() } else { head_rows };
         let keys = match split {
             None => 0..sequence.kv_len,
             Some(split) => split * call.order.split..sequence.kv_len.min((split + 1) * call.order.split),
         };
-        Block { sequence, kv_head: unit % kv_heads, rows, keys, shares_keys: self.blocks_per_unit > 1 }
+        let shares_keys = self.blocks_per_unit > 1;
+        Block { sequence, kv_head, heads: self.heads, rows, head_rows, keys, shares_keys }
+    }
+}
+
+/// KV heads of `rows` query rows each that are worked on as one block: where none needs scratch of its own for keys and values,
+/// and all rows visit the same keys, which one tile holds.
+fn heads_together<T: Element>(call: &Call<'_, T>, engine: Engine, rows: usize) -> usize {
+    let one_tile = call.problem.max_kv_len <= call.order.tile && !call.mask.has_lists();
+    match engine {
+        Engine::Exact(_) if one_tile => tile::heads_together(call.problem.kv_heads, rows),
+        _ => 1,
     }
 }
 

@@ -10,11 +10,12 @@ use super::block::BlockRow;
 use super::call::Call;
 use super::columns::Columns;
 use super::measure::{Measured, weigh_measured};
-use super::tier::Runs;
+use super::tier::{Accumulators, Runs};
 use super::visit::{TileBlocks, Visit, columns_of, visit_the_same};
 use crate::element::Element;
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use crate::kernel::MAX_ROWS;
+use crate::kernel::pack::scale_row;
 use crate::mask::{TILE, TileBits, intersect, set_range};
 use crate::softmax::{larger, raise_maxima, tile_max, weigh_row};
 use std::ops::Range;
@@ -31,44 +32,79 @@ pub(super) fn group_within_blocks(rows: &[BlockRow]) -> usize {
     border.map_or(most, |last| last + 1)
 }
 
-/// Takes a tile's dot products into the states of a group of rows and turns them into weights in place. Returns the
-/// factors by which what the rows accumulated before has to be rescaled. Where intervals do not say which columns every row
-/// attends, those come in `shared`, and it says so. Rows that are measured come with their sums.
+/// Takes a tile's dot products into the states of a group of rows, turns them into weights in place and rescales what the rows
+/// accumulated before. Where intervals do not say which columns every row attends, those come in `shared`, and it says so.
+///
+/// A function of its own, as register tiles are ([`crate::kernel::tiles`]).
+pub(super) struct WeighGroup<'a, 's, T: Element> {
+    pub(super) call: &'a Call<'a, T>,
+    pub(super) rows: &'s mut [BlockRow],
+    /// The sums of rows that are measured.
+    pub(super) measured: Option<Measured<'s>>,
+    pub(super) tile: &'s Range<usize>,
+    pub(super) shape: &'s GroupShape,
+    pub(super) scores: &'s mut [f32],
+    pub(super) bits: &'s mut [TileBits; MAX_ROWS],
+    pub(super) shared: &'s mut TileBits,
+    pub(super) acc: Accumulators<'s>,
+}
+
+impl<T: Element> Kernel for WeighGroup<'_, '_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> bool {
+        let Self { call, rows, measured, tile, shape, scores, bits, shared, acc } = self;
+        let (mut visible, mut maxima) = ([Visible::All; MAX_ROWS], [f32::NEG_INFINITY; 16]);
+        let columns = shape.columns;
+        if !shape.whole {
+            for (r, row) in rows.iter().enumerate() {
+                let scores = &mut scores[r * TILE..][..TILE];
+                visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
+            }
+        }
+        for run in columns.runs() {
+            for r in 0..rows.len() {
+                let (scores, bits) = (&scores[r * TILE..][..TILE], visible[r].masked(&bits[r], &run));
+                maxima[r] = larger(maxima[r], tile_max(isa, scores, run.clone(), bits));
+            }
+        }
+        let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
+        weigh_rows(isa, (rows, measured), tile.start, (columns, &visible, bits), &factors, scores);
+        for (factor, acc) in factors.into_iter().zip(acc.acc.chunks_exact_mut(acc.stride)).take(rows.len()) {
+            if factor != 1.0 {
+                scale_row(isa, acc, mutant!("output-not-rescaled", factor, 1.0));
+            }
+        }
+        let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
+        if scattered {
+            *shared = [u64::MAX; TILE / 64];
+            let rows = visible.iter().zip(&*bits).take(rows.len());
+            rows.filter(|(visible, _)| !matches!(visible, Visible::All))
+                .for_each(|(_, bits)| intersect(shared, bits));
+        }
+        scattered
+    }
+}
+
+/// Turns a group's logits into weights, its sums rescaled by `factors` first.
 #[inline(always)]
-pub(crate) fn weigh_group<I: Isa, T: Element>(
+fn weigh_rows<I: Isa>(
     isa: I,
-    call: &Call<'_, T>,
     (rows, measured): (&mut [BlockRow], Option<Measured<'_>>),
-    tile: &Range<usize>,
-    shape: &GroupShape,
+    first_key: usize,
+    (columns, visible, bits): (Columns, &[Visible; MAX_ROWS], &[TileBits; MAX_ROWS]),
+    factors: &[f32; 16],
     scores: &mut [f32],
-    (bits, shared): (&mut [TileBits; MAX_ROWS], &mut TileBits),
-) -> ([f32; 16], bool) {
-    let GroupShape { columns, whole, .. } = *shape;
-    let mut visible = [Visible::All; MAX_ROWS];
-    let mut maxima = [f32::NEG_INFINITY; 16];
-    if !whole {
-        for (r, row) in rows.iter().enumerate() {
-            let scores = &mut scores[r * TILE..][..TILE];
-            visible[r] = shape_row(isa, call, row, tile, columns, scores, &mut bits[r]);
-        }
-    }
-    for run in columns.runs() {
-        for r in 0..rows.len() {
-            let scores = &scores[r * TILE..][..TILE];
-            maxima[r] =
-                larger(maxima[r], tile_max(isa, scores, run.clone(), visible[r].masked(&bits[r], &run)));
-        }
-    }
-    let factors = raise_maxima(isa, rows.iter_mut().map(|row| &mut row.state), &maxima);
-    let mut rescaled = factors;
+) {
+    let mut rescaled = *factors;
     if let Some(mut measured) = measured {
         for run in columns.runs() {
             for (r, row) in rows.iter_mut().enumerate() {
                 let scores = &mut scores[r * TILE..][..TILE];
                 let bits = visible[r].masked(&bits[r], &run);
                 let row = (r, row);
-                weigh_measured(isa, &mut measured, row, rescaled[r], tile.start, scores, run.clone(), bits);
+                weigh_measured(isa, &mut measured, row, rescaled[r], first_key, scores, run.clone(), bits);
             }
             rescaled = [1.0; 16];
         }
@@ -82,14 +118,6 @@ pub(crate) fn weigh_group<I: Isa, T: Element>(
             rescaled = [1.0; 16];
         }
     }
-    let scattered = visible.iter().any(|visible| matches!(visible, Visible::Bits));
-    if scattered {
-        *shared = [u64::MAX; TILE / 64];
-        let rows = visible.iter().zip(&*bits).take(rows.len());
-        rows.filter(|(visible, _)| !matches!(visible, Visible::All))
-            .for_each(|(_, bits)| intersect(shared, bits));
-    }
-    (factors, scattered)
 }
 
 /// Which columns of a tile a group of rows needs.

@@ -40,10 +40,12 @@ impl Blocks {
         workers: &[Scratch],
         order: &BlockOrder,
     ) -> bool {
-        let Grid { units, rows, .. } = self.grid;
-        let unit = sequence.saturating_mul(self.kv_heads).saturating_add(q_head / self.group.max(1));
+        let Grid { units, heads, rows, .. } = self.grid;
+        let unit = q_head / self.group.max(1) / heads;
+        let unit = sequence.saturating_mul(self.kv_heads / heads).saturating_add(unit);
+        // Of its KV head: where a unit has several, they are one block.
         let row = query.saturating_mul(self.group).saturating_add(q_head % self.group.max(1));
-        q_head < self.kv_heads * self.group && unit < units && row < rows && {
+        q_head < self.kv_heads * self.group && unit < units && row < rows / heads && {
             self.has_block(unit, self.grid.block_of(row), workers, order)
         }
     }
@@ -55,9 +57,9 @@ impl Blocks {
         workers: &[Scratch],
         order: &BlockOrder,
     ) -> usize {
-        let Grid { units, blocks_per_unit, .. } = self.grid;
+        let Grid { units, heads, blocks_per_unit, .. } = self.grid;
         let rows_of = |unit: usize, block: usize| {
-            let rows = call.sequences.get(unit / self.kv_heads).q_len * self.group;
+            let rows = call.sequences.get(unit / (self.kv_heads / heads)).q_len * self.group * heads;
             self.grid.rows_of(block, rows).len()
         };
         let blocks = (0..units).flat_map(|unit| (0..blocks_per_unit).map(move |block| (unit, block)));
@@ -71,5 +73,43 @@ impl Blocks {
         let task = self.grid.task(unit, block, order);
         let workers = &workers[..self.grid.workers.min(workers.len())];
         self.begun.has(task) && workers.iter().all(|worker| worker.stopped_in != Some(task))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exact::call::Order;
+    use crate::exact::tier::Engine;
+    use crate::{Inputs, Level, Problem, View};
+
+    /// Of KV heads that share a block all rows are complete, or none.
+    #[test]
+    fn heads_of_one_block_are_complete_together() {
+        let (batch, kv_heads, group, q_len, kv_len) = (2, 9, 2, 1, 5);
+        let values = vec![0.5f32; batch * kv_heads * kv_len * 4];
+        let q = View::new(&values, [batch, kv_heads * group, q_len, 4]).unwrap();
+        let k = View::new(&values, [batch, kv_heads, kv_len, 4]).unwrap();
+        let inputs = Inputs::new(q, k, k);
+        let problem = Problem::of(&inputs);
+        let call = Call::new(&problem, Order::VERSION_1, &inputs).unwrap();
+        let grid = Grid::new(&call, Engine::Exact(Level::Portable), 1);
+        assert_eq!([grid.heads, grid.rows, grid.units], [3, 6, 6], "of 9 KV heads 3 have 6 rows together");
+        let order = BlockOrder::with_room(0).unwrap();
+        for begun in 0..=grid.units {
+            let blocks = Blocks::new(&call, &grid, Begun::first(begun));
+            let mut complete = 0;
+            for (sequence, q_head) in
+                (0..batch).flat_map(|sequence| (0..kv_heads * group).map(move |head| (sequence, head)))
+            {
+                let has = blocks.has([sequence, q_head, 0], &[], &order);
+                assert_eq!(has, sequence * 3 + q_head / 6 < begun, "{begun}: {sequence}, {q_head}");
+                complete += usize::from(has);
+            }
+            assert_eq!(blocks.count(&call, &[], &order), complete, "{begun}");
+            for outside in [[0, 0, 1], [0, kv_heads * group, 0], [batch, 0, 0]] {
+                assert!(!blocks.has(outside, &[], &order), "{begun}: {outside:?}");
+            }
+        }
     }
 }

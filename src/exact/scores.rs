@@ -9,9 +9,9 @@ use super::block::{Block, BlockRow, describe_row};
 use super::call::Call;
 use super::columns::Columns;
 use super::finish::with_sink;
-use super::group::{GroupShape, Visible, row_bits, shape_row, weigh_group};
+use super::group::{GroupShape, Visible, WeighGroup, row_bits, shape_row};
 use super::peaks::{Details, add_top_keys};
-use super::tier::{At, Engine, Tier, TierKernel};
+use super::tier::{Accumulators, At, Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;
 use crate::error::AttentionError;
@@ -160,8 +160,16 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
         let kv_head =
             mutant!("scores-of-tiled-heads", q_head / call.problem.group(), q_head % call.problem.kv_heads);
         let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);
-        let block = Block { sequence, kv_head, rows, keys: keys.clone(), shares_keys: false };
-        let source = E::open(call, &block);
+        let block = Block {
+            sequence,
+            kv_head,
+            heads: 1,
+            head_rows: rows.len(),
+            rows,
+            keys: keys.clone(),
+            shares_keys: false,
+        };
+        let source = E::open(call, &block, kv_head);
         if targets.stage == ScoreStage::Softmax {
             sum_rows::<I, E, T>(isa, call, &source, scratch, &keys);
         }
@@ -261,7 +269,18 @@ fn sum_rows<I: Isa, E: Tier<I>, T: Element>(
         }
         let Scratch { rows, scores, bits, shared, .. } = &mut *scratch;
         let shape = GroupShape::all_columns(call, rows, &tile, bits);
-        weigh_group(isa, call, (rows, None), &tile, &shape, scores, (bits, shared));
+        let acc = Accumulators { rows: 0, acc: &mut [], stride: 1 };
+        isa.call(WeighGroup {
+            call,
+            rows,
+            measured: None,
+            tile: &tile,
+            shape: &shape,
+            scores,
+            bits,
+            shared,
+            acc,
+        });
     }
     for row in &mut scratch.rows {
         close_split(isa, row);

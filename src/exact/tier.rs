@@ -30,14 +30,14 @@ pub(super) enum Stored<'a, T> {
 }
 
 impl<'a, T: Element> Stored<'a, T> {
-    /// Those of a block.
+    /// Those of a KV head of a block.
     #[inline(always)]
-    pub(super) fn of(call: &Call<'a, T>, block: &Block) -> Self {
+    pub(super) fn of(call: &Call<'a, T>, block: &Block, kv_head: usize) -> Self {
         let Sequence { batch, k_first, kv_len, .. } = block.sequence;
         match call.keys {
-            Keys::Panels(panels) => Stored::Panels(panels.head(batch, block.kv_head)),
+            Keys::Panels(panels) => Stored::Panels(panels.head(batch, kv_head)),
             Keys::Rows(view) => {
-                let (data, stride) = (view.from(batch, block.kv_head, k_first), view.strides()[2]);
+                let (data, stride) = (view.from(batch, kv_head, k_first), view.strides()[2]);
                 Stored::Rows(KeyRows { data, stride, len: kv_len, from_memory: from_memory(call.work) })
             }
         }
@@ -59,8 +59,8 @@ pub(crate) trait Tier<I: Isa> {
         operands: &mut Operands,
     );
 
-    /// Chooses where keys and values come from.
-    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block) -> Self::Source<'a, T>;
+    /// Chooses where keys and values of one of a block's KV heads come from.
+    fn open<'a, T: Element>(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Self::Source<'a, T>;
 
     /// Lays out those of a tile's keys and values that hold `columns` and are to be laid out, but are not yet.
     fn enter_tile<T: Element>(
@@ -98,7 +98,7 @@ pub(crate) trait Tier<I: Isa> {
         source: &Self::Source<'_, T>,
         operands: &mut Operands,
         at: At<'_>,
-        runs: Runs,
+        runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     );

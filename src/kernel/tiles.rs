@@ -5,7 +5,7 @@
 //!
 //! Products of layers ([`crate::module::Linear`]) inline theirs.
 
-use super::pack::VALUE_PANEL;
+use super::pack::{VALUE_PANEL, pack_panels, pack_values};
 use super::prefetch::{AheadOfPanels, AheadOfValues, Elsewhere, Near};
 use super::product::{Dot, Fma, Pair, Product};
 use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
@@ -175,6 +175,39 @@ impl Kernel for Guarded<AccumulatePacked<'_>> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         self.0.run_guard::<I, true>(isa);
+    }
+}
+
+/// [`pack_panels`] of one panel.
+pub(crate) struct PackPanel<'a, T> {
+    pub(crate) keys: KeyRows<'a, T>,
+    pub(crate) head_dim: usize,
+    pub(crate) panel: usize,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for PackPanel<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        pack_panels(isa, self.keys, self.head_dim, self.panel..self.panel + 1, self.out);
+    }
+}
+
+/// [`pack_values`] of a tile's keys, panels [`TILE`] keys apart.
+pub(crate) struct PackValues<'a, T> {
+    pub(crate) values: ValueRows<'a, T>,
+    pub(crate) keys: Range<usize>,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for PackValues<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        pack_values(isa, self.values, self.keys, TILE, self.out);
     }
 }
 
