@@ -27,7 +27,7 @@ pub struct Explanation {
     pub keys: KeyPath,
     /// Tasks that may run side by side.
     pub threads: usize,
-    /// Query rows (of all heads that share keys) worked on at a time.
+    /// Query rows worked on at a time: of all heads that share keys, or of several KV heads that have few rows and few keys.
     pub block_rows: usize,
     /// Query rows and keys of a tile: how much is scored, weighed and added up at a time.
     pub tile: [usize; 2],

@@ -117,6 +117,25 @@ fn groups_of_heads() {
     }
 }
 
+/// Several KV heads of few rows and few keys, in as many ways as their rows make up blocks, or do not.
+#[test]
+fn small_heads_together() {
+    const HEADS: [[usize; 2]; 9] =
+        [[4, 4], [6, 3], [9, 9], [6, 6], [7, 7], [4, 2], [12, 12], [12, 4], [10, 10]];
+    let options = Rules::OPTIONS;
+    for (a, first) in options.iter().enumerate() {
+        for (b, second) in options[..=a].iter().enumerate() {
+            let turns = 24 * a + b;
+            let mut case = Case { seed: turns as u64, batch: 1 + b % 2, ..Case::default() };
+            [first, second].into_iter().for_each(|option| option(&mut case.rules));
+            (case.storage, case.types) = (turn(&STORAGES, a + b), turn(&TYPES, turns));
+            let (heads, q_len) = (turn(&HEADS, turns), turn(&[1, 1, 2, 3, 1], a + 2 * b));
+            let kv_len = turn(&[10, 1, 16, 64, 100, 256, 255, 257, 3, 50, 129], turns);
+            verify(Case { heads, q_len, kv_len, ..case });
+        }
+    }
+}
+
 #[test]
 fn options_three_at_a_time() {
     let options = Rules::OPTIONS;

@@ -1,4 +1,5 @@
-//! One block: some query rows of one KV head against its keys, in the order of operations.
+//! One block: some query rows of one KV head against its keys (or the few rows of several against theirs), in the order of
+//! operations.
 //!
 //! ```text
 //! for split in splits of 1024 keys                      states start fresh
@@ -366,7 +367,8 @@ fn score_heads<I: Isa, E: Tier<I>, T: Element>(
     scores: &mut [f32],
 ) {
     for head in 0..block.heads {
-        let source = E::open(call, block, block.kv_head + head);
+        let kv_head = mutant!("heads-of-a-block-share-keys", block.kv_head + head, block.kv_head);
+        let source = E::open(call, block, kv_head);
         let rows = block.rows_of(head);
         let scores = &mut scores[rows.start * TILE..];
         E::score_group(isa, &source, operands, rows, at, columns, scores);

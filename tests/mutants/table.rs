@@ -111,6 +111,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 
     // B25: heads are mapped to KV heads by remainder (jax-js #180, HipKittens #22).
     bug("heads-tiled-not-repeated", "queries and outputs", &["exact groups_of_heads"]),
+    bug("heads-of-a-block-share-keys", "KV heads that are worked on together", &["exact small_heads_together"]),
     bug("scores-of-tiled-heads", "returned scores only", &["exact groups_of_heads", "exact scores_of_chosen_heads_and_rows", "lib exact::tests::random_cases"]),
 
     // B26: heads that do not divide leave output unwritten (fla #1029).
