@@ -90,6 +90,8 @@ pub(crate) mod sealed {
         /// Neighbouring columns of `rows` rows, the first [`COLUMNS`](Storage::COLUMNS) vectors; the rest is zero. Lanes
         /// without a row hold the last row's.
         fn columns<I: Isa>(isa: I, src: &[Self], stride: usize, rows: usize) -> [I::F; 8];
+        /// These, if they are bf16.
+        fn as_bf16(data: &[Self]) -> Option<&[bf16]>;
         fn erase(view: View<'_, Self>) -> AnyView<'_>
         where
             Self: Element;
@@ -120,7 +122,7 @@ pub(crate) mod sealed {
 }
 
 macro_rules! element {
-    ($type:ty, $dtype:ident, $load:ident, $store:ident, $columns:ident, $to:expr, $from:expr) => {
+    ($type:ty, $dtype:ident, $load:ident, $store:ident, $columns:ident, $as_bf16:expr, $to:expr, $from:expr) => {
         #[allow(
             private_interfaces,
             private_bounds,
@@ -140,6 +142,10 @@ macro_rules! element {
                 let mut columns = [isa.splat(0.0); 8];
                 columns[..Self::COLUMNS].copy_from_slice(&isa.$columns(src, stride, rows));
                 columns
+            }
+            #[inline(always)]
+            fn as_bf16(data: &[Self]) -> Option<&[bf16]> {
+                $as_bf16(data)
             }
             fn erase(view: View<'_, Self>) -> AnyView<'_> {
                 AnyView::$dtype(view)
@@ -183,6 +189,6 @@ macro_rules! element {
     };
 }
 
-element!(f32, F32, load, store, columns_f32, |x| x, |x| x);
-element!(f16, F16, load_f16, store_f16, columns_f16, f16::to_f32_const, f16::from_f32_const);
-element!(bf16, Bf16, load_bf16, store_bf16, columns_bf16, bf16::to_f32_const, bf16::from_f32_const);
+element!(f32, F32, load, store, columns_f32, |_| None, |x| x, |x| x);
+element!(f16, F16, load_f16, store_f16, columns_f16, |_| None, f16::to_f32_const, f16::from_f32_const);
+element!(bf16, Bf16, load_bf16, store_bf16, columns_bf16, Some, bf16::to_f32_const, bf16::from_f32_const);

@@ -94,17 +94,16 @@ impl Explanation {
     pub(crate) fn new<T: Element>(plan: &Plan, call: &Call<'_, T>, q_dtype: DType, grid: &Grid) -> Self {
         let [multiply_adds, kv_bytes] = call.work;
         let shares_keys = grid.blocks_per_unit > 1;
+        let panels = matches!(call.keys, Keys::Panels(_));
+        let as_stored = match plan.bf16_dot() {
+            true => tile::pairs_in_registers(T::DTYPE, grid.rows, panels),
+            false => panels || grid.rows <= tile::FUSED_ROWS,
+        };
         let keys = match call.keys {
-            _ if plan.bf16_dot() => {
-                if shares_keys {
-                    KeyPath::Packed
-                } else {
-                    KeyPath::PackedTile
-                }
-            }
-            Keys::Panels(_) if !shares_keys || T::DTYPE == DType::F32 => KeyPath::Panels,
+            Keys::Panels(_) if T::DTYPE == DType::F32 && !plan.bf16_dot() => KeyPath::Panels,
             _ if shares_keys => KeyPath::Packed,
-            _ if grid.rows <= tile::FUSED_ROWS => KeyPath::Transposed,
+            Keys::Panels(_) if as_stored => KeyPath::Panels,
+            Keys::Rows(_) if as_stored => KeyPath::Transposed,
             _ => KeyPath::PackedTile,
         };
         Self {

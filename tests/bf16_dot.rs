@@ -4,12 +4,15 @@
 
 mod common;
 
-use common::cases::{Ask, Results, Rng, assert_equal, assert_same, run};
+use common::cases::{
+    self, Ask, Place, Results, Rng, Rules, STORAGES, Storage, VALUES, Values, assert_equal, assert_same, run,
+};
+use common::verify::turn;
 use half::{bf16, f16};
 use lucid_attention::certify::{self, Bound};
 use lucid_attention::{
-    AttentionError, Element, Inputs, Intervals, KeyPanels, Level, Mask, Outputs, Plan, PlanOptions, Problem,
-    QueryStart, ScoreStage, Span, View, ViewMut, reference,
+    AttentionError, Element, Inputs, Intervals, KeyPanels, KeyPath, Level, Mask, Outputs, Plan, PlanOptions,
+    Problem, QueryStart, ScoreStage, Span, View, ViewMut, reference,
 };
 
 /// False, loudly, where there is nothing to test.
@@ -225,6 +228,81 @@ fn panels_and_rows_agree() {
     agree::<f32>();
     agree::<f16>();
     agree::<bf16>();
+}
+
+/// A call of few rows, of any shape, layout and rules, whose sizes are around those of vectors, tiles and pairs.
+fn few_rows(seed: u64) -> cases::Case {
+    let rng = &mut Rng::new(seed);
+    let (rows, kv_heads) = (turn(&ROWS, seed as usize), rng.between(1..=2));
+    let q_len = rng.pick(&[1, 1, rows]);
+    let mut case = cases::Case {
+        seed,
+        batch: rng.between(1..=2),
+        heads: [rows.div_ceil(q_len) * kv_heads, kv_heads],
+        q_len,
+        kv_len: rng.pick(&[1, 2, 15, 16, 17, 33, 63, 64, 65, 95, 128, 255, 256, 257, 300, 1031, 2100]),
+        head_dim: rng.pick(&[1, 2, 7, 8, 9, 16, 31, 40, 64, 127, 128]),
+        v_dim: rng.pick(&[0, 1, 15, 16, 17, 32, 33, 48, 64, 80, 127, 128, 130, 144]),
+        storage: if rng.chance(0.4) { Storage::Panels } else { rng.pick(&STORAGES) },
+        values: if rng.chance(0.5) { Values::Spread(1.0) } else { rng.pick(&VALUES) },
+        rules: rng.pick(&Rules::FEW),
+        ..cases::Case::default()
+    };
+    for _ in 0..rng.between(0..=2) {
+        rng.pick(&Rules::OPTIONS)(&mut case.rules);
+    }
+    case.possible()
+}
+
+/// Rows of a KV head that are enough of, or more than, those that pair what is stored as bf16 in registers.
+const ROWS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 18, 19, 32, 33];
+
+/// Few rows read keys and values in bf16 as they are stored. Those in f32 that round to them are laid out for the tier first.
+#[test]
+fn bf16_counts_as_what_rounds_to_it() {
+    if !available() {
+        return;
+    }
+    for seed in 0..9000 {
+        let case = few_rows(seed);
+        let _announced = common::guard::announce(&case);
+        let place = [Place::Heap, Place::AtEnd][seed as usize / ROWS.len() % 2];
+        let ask = Ask { place, ..ask() }.scores(ScoreStage::Raw);
+        let stored = run(&case.operands::<f32, bf16>(place).inputs(), &ask);
+        let rounded = run(&case.operands::<f32, f32>(place).inputs(), &ask);
+        assert_equal(&stored, &rounded, &format!("{case:?}"));
+    }
+}
+
+/// What a plan says of the way that keys take.
+#[test]
+fn explained_paths() {
+    if !available() {
+        return;
+    }
+    let values = vec![bf16::ONE; 2 * 600 * 8];
+    let wide = vec![1.0f32; 2 * 600 * 8];
+    let options = PlanOptions { bf16_dot: true, level: Some(Level::Avx512), ..PlanOptions::default() };
+    for (q_len, from_rows, from_panels) in [
+        (1, KeyPath::Transposed, KeyPath::Panels),
+        (9, KeyPath::Transposed, KeyPath::Panels),
+        (10, KeyPath::PackedTile, KeyPath::Panels),
+        (16, KeyPath::PackedTile, KeyPath::Panels),
+        (300, KeyPath::Packed, KeyPath::Packed),
+    ] {
+        let shapes = ([1, 2, q_len, 8], [1, 1, 600, 8]);
+        let (q, k) = (View::new(&values, shapes.0).unwrap(), View::new(&values, shapes.1).unwrap());
+        let panels = KeyPanels::from_rows(k, 600).unwrap();
+        let problem = Problem { q_heads: 2, ..Problem::new(1, 8, q_len, 600) };
+        let plan = Plan::with_options(&problem, &options).unwrap();
+        let path = |inputs: &Inputs<'_, bf16, bf16>| plan.explain(inputs).unwrap().keys;
+        assert_eq!(path(&Inputs::new(q, k, k)), from_rows, "{q_len} queries");
+        assert_eq!(path(&Inputs::new(q, &panels, k)), from_panels, "{q_len} queries, panels");
+        let wide = View::new(&wide, shapes.1).unwrap();
+        let converted = if q_len == 300 { KeyPath::Packed } else { KeyPath::PackedTile };
+        let got = plan.explain(&Inputs::new(q, wide, wide)).unwrap().keys;
+        assert_eq!(got, converted, "{q_len} queries, f32");
+    }
 }
 
 /// Whatever lies at the keys that a row may not attend changes no bit of it: not even of the other half of a pair.

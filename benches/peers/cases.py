@@ -116,9 +116,11 @@ class Case:
 
     @property
     def variants(self):
-        """The bf16-dot tier is a gain with several queries only."""
-        dot = {"prefill": ["bf16-dot"], "few": ["bf16-dot", "bf16-dot-panels"]}
-        return ["rows", "panels"] + (dot.get(self.group, []) if self.dtype != "f32" else [])
+        """The bf16-dot tier is a gain with several queries, or where query heads share keys that are stored in bf16."""
+        dot = {"prefill": ["bf16-dot"], "few": ["bf16-dot", "bf16-dot-panels"]} if self.dtype != "f32" else {}
+        if self.dtype == "bf16":
+            dot |= dict.fromkeys(["gqa-4", "gqa-8"], ["bf16-dot", "bf16-dot-panels"])
+        return ["rows", "panels"] + dot.get(self.group, [])
 
 
 def all_cases():

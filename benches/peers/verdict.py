@@ -51,6 +51,7 @@ BARS = [
     Bar("decode, rows", "rows", NOT_BEHIND, decode("decode", ("f32",) + HALVES)),
     Bar("GQA-4 decode f32, panels", "panels", 1.7, decode("gqa-4", ("f32",))),
     Bar("GQA-4 decode f16 and bf16, panels", "panels", 3.0, decode("gqa-4", HALVES)),
+    Bar("the same in bf16, bf16-dot tier", "bf16-dot-panels", 3.0, decode("gqa-4", ("bf16",))),
     Bar("few queries, group * queries >= 8, panels", "panels", 3.0, several),
     Bar("the same, bf16-dot tier", "bf16-dot-panels", 3.0, several),
     Bar("small calls, queries * keys <= 1024, rows", "rows", 3.0,

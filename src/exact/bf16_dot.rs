@@ -34,9 +34,12 @@
 //!
 //! Keys and values are converted once per head and worker when several blocks share them, tile by tile when not:
 //! 4 bytes read (f32), 2 written, per element. A pair is one 32-bit lane, so a panel is transposed as in the exact tier.
-//! What is converted next is asked for ahead of time, see [`crate::kernel::prefetch`]. To spare bf16 the way through f32 gains 1 to
-//! 4 % of a few rows' calls, which is not worth its code; to round weights where they are made instead of in a pass of their own
-//! gains nothing (0.98 to 1.04, `prefill`).
+//! What is converted next is asked for ahead of time, see [`crate::kernel::prefetch`].
+//!
+//! Blocks of few rows read what is stored as bf16 as it is and pair it in registers, with the same bits: two rows of a panel, or of
+//! values, make a vector of pairs, and rows of keys are transposed in words of two dimensions. On the way to scratch, to spare bf16
+//! the detour through f32 gains 1 to 4 % of a few rows' calls, which is not worth its code; to round weights where they are made
+//! instead of in a pass of their own gains nothing (0.98 to 1.04, `prefill`).
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
 use super::block::{Block, BlockRow};
@@ -48,15 +51,15 @@ use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{Elsewhere, PrefetchRows, Share, ask_for};
-use crate::kernel::product::Pair;
+use crate::kernel::prefetch::{AheadOfValues, Elsewhere, Near, PrefetchRows, Share, ask_for};
+use crate::kernel::product::{Halves, Pair};
 use crate::kernel::score::{KeyRows, ScoreRows};
-use crate::kernel::tiles::{Accumulate, Guarded, ScorePanels};
+use crate::kernel::tiles::{Accumulate, Guarded, PairedTile, ScoreKeyRows, ScorePanels};
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::kernel::{Constant, load_padded};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::from_memory;
+use crate::tile::{STREAMED_KEYS, from_memory, pairs_in_registers};
 use crate::view::with_any_view;
 use half::bf16;
 use std::ops::Range;
@@ -76,10 +79,18 @@ pub(crate) struct Source<'a, T> {
     v_dim: usize,
     keys: Stored<'a, T>,
     values: KeyRows<'a, T>,
+    /// Both, where they are read as they are stored and not from scratch.
+    as_stored: Option<AsStored<'a>>,
     /// Whether all lies in scratch at its own place, and not just a tile.
     whole: bool,
     /// What scratch knows the head by.
     head: [usize; 2],
+}
+
+/// Keys and values whose rows are paired in registers.
+struct AsStored<'a> {
+    keys: Stored<'a, bf16>,
+    values: KeyRows<'a, bf16>,
 }
 
 /// Pairs of dimensions.
@@ -118,13 +129,17 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             from_memory: from_memory(call.work),
         };
         let head_dim = call.problem.head_dim;
+        let keys = Stored::of(call, block, kv_head);
+        let panels = matches!(keys, Stored::Panels(_));
+        let few = !block.shares_keys && pairs_in_registers(T::DTYPE, block.head_rows, panels);
         Source {
             dims: pairs(head_dim),
             factor: call.rules.factor,
             head_dim,
             v_dim: call.problem.v_dim,
-            keys: Stored::of(call, block, kv_head),
+            keys,
             values,
+            as_stored: if few { AsStored::new(keys, values) } else { None },
             whole: block.shares_keys,
             head: [index, kv_head],
         }
@@ -138,6 +153,9 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         tile: &Range<usize>,
         columns: Columns,
     ) {
+        if source.as_stored.is_some() {
+            return;
+        }
         let first = tile.start / PANEL;
         for panel in columns.panels() {
             if !source.whole {
@@ -156,6 +174,9 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         visit: &Visit,
         share: Share,
     ) {
+        if let Some(stored) = &source.as_stored {
+            stored.ask_for_tile(isa, [source.head_dim, source.v_dim], visit, share);
+        }
         if !source.whole {
             return;
         }
@@ -178,17 +199,30 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
-        let dims = source.dims;
+        let (dims, head_dim) = (source.dims, source.head_dim);
         let q = &operands.pairs.queries[group.start * dims..];
-        let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let (rows, columns) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
+        match source.as_stored {
+            Some(AsStored { keys: Stored::Panels(panels), .. }) => {
+                let panels = &panels[tile.start * head_dim..];
+                let ahead = AsStored::AHEAD;
+                isa.call_bf16(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
+                return;
+            }
+            Some(AsStored { keys: Stored::Rows(keys), .. }) => {
+                isa.call_bf16(ScoreKeyRows { rows, q, head_dim, keys, tile_start: tile.start, columns, out });
+                return;
+            }
+            None => {}
+        }
+        let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let next = next.filter(|_| !source.whole);
         let ahead = Elsewhere(match source.keys {
             Stored::Panels(panels) => {
-                NextTile::of(next.filter(|_| source.values.from_memory), panels, source.head_dim)
+                NextTile::of(next.filter(|_| source.values.from_memory), panels, head_dim)
             }
-            Stored::Rows(rows) => NextTile::of_rows(next, rows, source.head_dim),
+            Stored::Rows(rows) => NextTile::of_rows(next, rows, head_dim),
         });
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
@@ -220,7 +254,18 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             if run.is_empty() {
                 continue;
             }
-            let weights = &rounded[run.start..];
+            let keys = run.len();
+            let weighted = WeightedRows {
+                weights: &rounded[run.start..],
+                weights_stride: Constant::<{ TILE / 2 }>,
+                acc: &mut *acc,
+                acc_stride,
+            };
+            if let Some(stored) = &source.as_stored {
+                let values = stored.values_from(tile.start + 2 * run.start, source.v_dim);
+                add_up(isa, guard, Accumulate { rows, values, keys, step: STREAMED_KEYS, weighted });
+                continue;
+            }
             let values = ValueRows {
                 data: &values[(first + run.start) * stride..],
                 stride,
@@ -229,16 +274,19 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 ahead: Elsewhere(piece.share(Share { start: run.start, end: run.end, of: TILE / 2 })),
                 in_pairs: false,
             };
-            let weighted = WeightedRows {
-                weights,
-                weights_stride: Constant::<{ TILE / 2 }>,
-                acc: &mut *acc,
-                acc_stride,
-            };
-            let kernel = Accumulate { rows, values, keys: run.len(), step: usize::MAX, weighted };
-            if guard { isa.call_bf16(Guarded(kernel)) } else { isa.call_bf16(kernel) }
+            add_up(isa, guard, Accumulate { rows, values, keys, step: usize::MAX, weighted });
         }
     }
+}
+
+/// Adds up some keys' values, with a look at each weight or without.
+#[inline(always)]
+fn add_up<I: Bf16Dot, S: Halves, A: AheadOfValues>(
+    isa: I,
+    guard: bool,
+    kernel: Accumulate<'_, Pair, S, usize, PairedTile, A>,
+) {
+    if guard { isa.call_bf16(Guarded(kernel)) } else { isa.call_bf16(kernel) }
 }
 
 /// Runs of columns as runs of pairs: one that reaches over the edge of the run without removed keys is guarded.
@@ -251,6 +299,44 @@ fn pair_runs(runs: [(Range<usize>, bool); 3]) -> [(Range<usize>, bool); 3] {
         return [(start..end, true), (0..0, false), (0..0, true)];
     }
     [(start..first, true), (first..last, false), (last..end, true)]
+}
+
+impl<'a> AsStored<'a> {
+    /// Up to two rows leave it to the hardware what to ask for ahead of time, wherever it lies: asking costs them up to 40 % (1 or 2
+    /// rows per KV head, 33 and 67 MB of keys and values in panels; example `bench_worker`, `LUCID_BF16_DOT=1`). More rows, which
+    /// work longer on each line, gain 1.05 to 1.7.
+    const AHEAD: Near = Near::CACHED;
+
+    /// `None` if they are not stored as bf16.
+    #[inline(always)]
+    fn new<T: Element>(keys: Stored<'a, T>, values: KeyRows<'a, T>) -> Option<Self> {
+        let keys = match keys {
+            Stored::Panels(panels) => Stored::Panels(T::as_bf16(panels)?),
+            Stored::Rows(rows) => Stored::Rows(rows.as_bf16()?),
+        };
+        Some(Self { keys, values: values.as_bf16()? })
+    }
+
+    /// Values from a key on, up to the last key: what lies behind it is nobody's second row.
+    #[inline(always)]
+    fn values_from(&self, key: usize, v_dim: usize) -> ValueRows<'a, bf16> {
+        let KeyRows { data, stride, len, .. } = self.values;
+        let data = &data[key * stride..(len - 1) * stride + v_dim];
+        ValueRows { data, stride, v_dim, ahead: Self::AHEAD, in_pairs: false }
+    }
+
+    /// Asks for a share of a tile.
+    #[inline(always)]
+    fn ask_for_tile<I: Bf16Dot>(&self, isa: I, [head_dim, v_dim]: [usize; 2], visit: &Visit, share: Share) {
+        for panel in visit.columns.panels() {
+            let key = visit.tile.start + panel * PANEL;
+            match self.keys {
+                Stored::Panels(panels) => share.ask(isa, panels, key * head_dim, PANEL * head_dim),
+                Stored::Rows(rows) => share.ask_rows(isa, rows.data, key, [rows.stride, head_dim]),
+            }
+            share.ask_rows(isa, self.values.data, key, [self.values.stride, v_dim]);
+        }
+    }
 }
 
 impl<T: Element> Source<'_, T> {

@@ -103,6 +103,20 @@ unsafe fn words(src: *const u8, stride: usize, rows: usize) -> [__m512i; 4] {
     }
 }
 
+/// The numbers that take halves `first + i` and `second + i` to pair `i`.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn zip_order(first: i32, second: i32) -> __m512i {
+    // SAFETY: as this function's own.
+    unsafe {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let both = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x0001_0001));
+        _mm512_add_epi32(both, _mm512_set1_epi32(second << 16 | first))
+    }
+}
+
 impl<const BF16: bool> Isa for Avx512<BF16> {
     type F = __m512;
     type M = __mmask16;
@@ -345,6 +359,16 @@ impl Bf16Dot for Avx512<true> {
         op!(_mm512_loadu_si512(src.as_ptr().cast()))
     }
     #[inline(always)]
+    fn load_zip(self, even: &[bf16], odd: &[bf16], at: usize) -> __m512i {
+        // Both halves of 32 elements load the same, which is done once.
+        let (start, first) = (at - at % 32, (at % 32) as i32);
+        let (even, odd): (&[bf16; 32], &[bf16; 32]) = (head(&even[start..]), head(&odd[start..]));
+        op!({
+            let [even, odd] = [even, odd].map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+            _mm512_permutex2var_epi16(even, zip_order(first, 32 + first), odd)
+        })
+    }
+    #[inline(always)]
     fn store_pairs(self, pairs: __m512i, dst: &mut [[bf16; 2]]) {
         let dst: &mut [[bf16; 2]; 16] = head_mut(dst);
         op!(_mm512_storeu_si512(dst.as_mut_ptr().cast(), pairs))
@@ -356,13 +380,7 @@ impl Bf16Dot for Avx512<true> {
     #[inline(always)]
     fn narrow_zip(self, even: __m512, odd: __m512) -> __m512i {
         let halves = self.narrow(even, odd);
-        op!({
-            // 32-bit element i: halves i and 16 + i.
-            let step = _mm512_set1_epi32(0x0001_0001);
-            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            let order = _mm512_add_epi32(_mm512_mullo_epi32(lanes, step), _mm512_set1_epi32(0x0010_0000));
-            _mm512_permutexvar_epi16(order, halves)
-        })
+        op!(_mm512_permutexvar_epi16(zip_order(0, 16), halves))
     }
     #[inline(always)]
     fn dot_bf16(self, acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -379,6 +397,11 @@ impl Bf16Dot for Avx512<true> {
     #[inline(always)]
     fn any(self, pairs: __m512i) -> __mmask16 {
         op!(_mm512_test_epi32_mask(pairs, pairs))
+    }
+    #[inline(always)]
+    fn columns_pairs(self, src: &[bf16], stride: usize, rows: usize) -> [__m512i; 4] {
+        assert!(rows > 0 && src.len() >= (rows - 1) * stride + 8, "rows of 8 columns");
+        op!(words(src.as_ptr().cast(), 2 * stride, rows))
     }
     #[inline(always)]
     fn transpose_pairs(self, rows: &mut [__m512i]) {

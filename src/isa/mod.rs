@@ -117,6 +117,9 @@ pub(crate) trait Bf16Dot: Isa {
     fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
     /// The first `LANES` pairs of `src`, which must hold as many.
     fn load_pairs(self, src: &[[bf16; 2]]) -> Self::Pairs;
+    /// `LANES` elements of two slices from `at` on, side by side: pair `i` holds their elements `at + i`. `at` is a multiple of
+    /// `LANES`, and they must hold all up to the next multiple of twice as many.
+    fn load_zip(self, even: &[bf16], odd: &[bf16], at: usize) -> Self::Pairs;
     /// Writes `LANES` pairs to the front of `dst`, which must have room for them.
     fn store_pairs(self, pairs: Self::Pairs, dst: &mut [[bf16; 2]]);
     /// Both vectors rounded, one after the other: pair `i` holds elements `2i` and `2i + 1`.
@@ -131,6 +134,8 @@ pub(crate) trait Bf16Dot: Isa {
     fn and(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
     /// Pairs of which some bit is set.
     fn any(self, pairs: Self::Pairs) -> Self::M;
+    /// Eight neighbouring columns, in pairs; as [`Isa::columns_bf16`].
+    fn columns_pairs(self, src: &[bf16], stride: usize, rows: usize) -> [Self::Pairs; 4];
     /// As [`Isa::transpose`].
     fn transpose_pairs(self, rows: &mut [Self::Pairs]);
 

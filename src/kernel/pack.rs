@@ -2,6 +2,7 @@
 
 use super::load_padded;
 use super::prefetch::PrefetchRows;
+use super::product::Fma;
 use super::score::{KeyRows, load_columns};
 use super::value::ValueRows;
 use crate::element::Element;
@@ -44,7 +45,7 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
             let mut prefetch = PrefetchRows::new(keys, head_dim, [first, I::LANES]);
             for d in (0..head_dim).step_by(T::COLUMNS) {
                 prefetch.ask(isa);
-                let columns = load_columns(isa, keys, head_dim, first, d);
+                let columns = load_columns::<I, Fma<T>>(isa, keys, head_dim, first, d);
                 let dims = out[d * PANEL..].chunks_exact_mut(PANEL);
                 for (dim, &keys) in dims.zip(&columns[..T::COLUMNS]) {
                     isa.store(keys, &mut dim[column..]);

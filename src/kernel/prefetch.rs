@@ -45,9 +45,11 @@ fn address<T>(data: &[T], at: usize) -> *const u8 {
 /// What a kernel asks for while it goes through key panels. A type, so that a distance that is constant is one in the kernel's loop,
 /// too, which then keeps no register for it.
 pub(crate) trait AheadOfPanels: Copy {
-    /// For `MR` rows that score `width` columns from `column` on, from `first` in the panel of `dims` steps that `data` starts with.
-    fn scoring<T, const MR: usize>(
+    /// For `uses` of each element by rows that score `width` columns from `column` on, from `first` in the panel of `dims` rows that
+    /// `data` starts with.
+    fn scoring<T>(
         self,
+        uses: usize,
         data: &[T],
         dims: usize,
         first_and_width: [usize; 2],
@@ -57,9 +59,11 @@ pub(crate) trait AheadOfPanels: Copy {
 
 /// The same for rows of values.
 pub(crate) trait AheadOfValues: Copy {
-    /// For `MR` rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride` elements apart.
-    fn adding<T, const MR: usize>(
+    /// For `uses` of each element by rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride`
+    /// elements apart.
+    fn adding<T>(
         self,
+        uses: usize,
         data: &[T],
         count_and_stride: [usize; 2],
         d_width_and_v_dim: [usize; 3],
@@ -130,24 +134,19 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// For `MR` rows that load from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
+    /// For `uses` of each element from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
     /// `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
-    fn near<T, const MR: usize>(
-        data: &[T],
-        [at, end]: [usize; 2],
-        per_step: usize,
-        from_memory: bool,
-    ) -> Self {
+    fn near<T>(uses: usize, data: &[T], [at, end]: [usize; 2], per_step: usize, from_memory: bool) -> Self {
         let bytes = match size_of::<T>() {
-            _ if MR > 1 => AHEAD_BYTES,
+            _ if uses > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
             _ => AHEAD_BYTES / 2,
         };
         let ahead = bytes / size_of::<T>();
         let ahead = if end.saturating_add(ahead) <= data.len() { ahead } else { 0 };
         let from = address(data, at + ahead);
-        Self { from, per_step: per_step * size_of::<T>(), asks: MR > 1 || from_memory }
+        Self { from, per_step: per_step * size_of::<T>(), asks: uses > 1 || from_memory }
     }
 
     /// Asks for as many lines as the step loads, `bytes`: always as many, though the next may ask for some of them again; a
@@ -162,21 +161,23 @@ impl Prefetch {
 
 impl AheadOfPanels for Near {
     #[inline(always)]
-    fn scoring<T, const MR: usize>(
+    fn scoring<T>(
         self,
+        uses: usize,
         data: &[T],
         dims: usize,
         [first, _]: [usize; 2],
         _column: usize,
     ) -> Prefetch {
-        Prefetch::near::<T, MR>(data, [first, PANEL * dims], PANEL, self.from_memory)
+        Prefetch::near(uses, data, [first, PANEL * dims], PANEL, self.from_memory)
     }
 }
 
 impl AheadOfPanels for NextPanel {
     #[inline(always)]
-    fn scoring<T, const MR: usize>(
+    fn scoring<T>(
         self,
+        uses: usize,
         data: &[T],
         dims: usize,
         [first, width]: [usize; 2],
@@ -186,7 +187,7 @@ impl AheadOfPanels for NextPanel {
         let size = PANEL * dims;
         if groups == 1 || 2 * size > data.len() {
             let from_memory = from_memory && groups == 1;
-            return Near { from_memory }.scoring::<T, MR>(data, dims, [first, width], column);
+            return Near { from_memory }.scoring(uses, data, dims, [first, width], column);
         }
         let from = address(data, size + (size * group + first * dims) / groups);
         Prefetch { from, per_step: width.div_ceil(groups) * size_of::<T>(), asks: true }
@@ -195,8 +196,9 @@ impl AheadOfPanels for NextPanel {
 
 impl AheadOfPanels for Elsewhere {
     #[inline(always)]
-    fn scoring<T, const MR: usize>(
+    fn scoring<T>(
         self,
+        _uses: usize,
         _data: &[T],
         dims: usize,
         [_, width]: [usize; 2],
@@ -209,20 +211,22 @@ impl AheadOfPanels for Elsewhere {
 
 impl AheadOfValues for Near {
     #[inline(always)]
-    fn adding<T, const MR: usize>(
+    fn adding<T>(
         self,
+        uses: usize,
         data: &[T],
         [count, stride]: [usize; 2],
         [d, ..]: [usize; 3],
     ) -> Prefetch {
-        Prefetch::near::<T, MR>(data, [d, count * stride], stride, self.from_memory)
+        Prefetch::near(uses, data, [d, count * stride], stride, self.from_memory)
     }
 }
 
 impl AheadOfValues for Elsewhere {
     #[inline(always)]
-    fn adding<T, const MR: usize>(
+    fn adding<T>(
         self,
+        _uses: usize,
         _data: &[T],
         [count, _]: [usize; 2],
         [d, width, v_dim]: [usize; 3],
@@ -346,7 +350,7 @@ mod tests {
             for group in 0..groups {
                 for first in (0..PANEL).step_by(width) {
                     let ahead = NextPanel { group, groups, from_memory: true };
-                    let prefetch = ahead.scoring::<f32, 6>(&panels, dims, [first, width], first);
+                    let prefetch = ahead.scoring(6, &panels, dims, [first, width], first);
                     let at = element(&panels, prefetch);
                     for step in 0..dims {
                         asked[at + step * prefetch.per_step / 4..][..prefetch.per_step / 4].fill(true);
@@ -383,8 +387,8 @@ mod tests {
                     let ahead = Elsewhere(Piece::new(&next, 0, next.len()).share(share));
                     for tile in (0..TILE).step_by(64) {
                         let prefetch = match scores {
-                            true => ahead.scoring::<f32, 6>(&[], steps, [0, 64], tile),
-                            false => ahead.adding::<f32, 6>(&[], [steps, 16], [tile, 64, TILE]),
+                            true => ahead.scoring::<f32>(6, &[], steps, [0, 64], tile),
+                            false => ahead.adding::<f32>(6, &[], [steps, 16], [tile, 64, TILE]),
                         };
                         let start = prefetch.from.addr() - next.as_ptr().addr();
                         let what = format!("{dims} dimensions, groups of {groups:?}, scores: {scores}");
@@ -421,7 +425,7 @@ mod tests {
     fn the_last_panel_asks_nearby() {
         let panels = vec![0.0f32; PANEL * 8];
         let ahead = NextPanel { group: 1, groups: 3, from_memory: true };
-        let prefetch = ahead.scoring::<f32, 6>(&panels, 8, [16, 16], 16);
+        let prefetch = ahead.scoring(6, &panels, 8, [16, 16], 16);
         assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
     }
 }

@@ -3,10 +3,12 @@
 
 use super::Stride;
 use super::prefetch::{AheadOfPanels, PrefetchRows};
-use super::product::Product;
+use super::product::{ColumnProduct, Product};
+use crate::element::sealed::Storage;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::panels::PANEL;
+use half::bf16;
 use std::ops::Range;
 
 /// Where scores go: `MR` rows of a buffer.
@@ -25,8 +27,8 @@ pub(crate) struct Panels<'a, T, A> {
     pub(crate) ahead: A,
 }
 
-/// Scores of `MR` rows (`q`, contiguous rows of `dims` factors) against columns `columns` of the tile that starts with
-/// `panels`. `columns` is a multiple of 16 at both ends; all panels it touches exist.
+/// Scores of `MR` rows (`q`, contiguous, a factor for each step) against columns `columns` of the tile that starts with `panels`,
+/// each of `dims` stored rows. `columns` is a multiple of 16 at both ends; all panels it touches exist.
 ///
 /// Per 64 keys and `d`: 64 keys read once for `MR` rows.
 #[inline(always)]
@@ -38,7 +40,8 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     columns: Range<usize>,
     mut rows: ScoreRows<'_, P::Scale, impl Stride>,
 ) {
-    let q: [&[P::Factor]; MR] = split_rows(q, dims, dims);
+    let steps = dims.div_ceil(P::ROWS);
+    let q: [&[P::Factor]; MR] = split_rows(q, steps, steps);
     let Panels { data: panels, ahead } = panels;
     let mut column = columns.start;
     while column < columns.end {
@@ -47,22 +50,22 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         let panels = &panels[start..];
         let left = (columns.end - column).min(PANEL - first);
         let width = if I::LANES == 16 && left == PANEL {
-            score_tile::<I, P, MR, 4>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 4>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             4 * I::LANES
         } else if has_narrow_tiles::<I>() && MR == 1 && left >= 8 * I::LANES {
-            score_tile::<I, P, MR, 8>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 8>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             8 * I::LANES
         } else if has_narrow_tiles::<I>() && MR <= 2 && left >= 4 * I::LANES {
-            score_tile::<I, P, MR, 4>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 4>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             4 * I::LANES
         } else if has_narrow_tiles::<I>() && takes_three(MR, left / I::LANES) {
-            score_tile::<I, P, MR, 3>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 3>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             3 * I::LANES
         } else if has_narrow_tiles::<I>() && left >= 2 * I::LANES {
-            score_tile::<I, P, MR, 2>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 2>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             2 * I::LANES
         } else {
-            score_tile::<I, P, MR, 1>(isa, q, panels, first, ahead, column, &mut rows);
+            score_tile::<I, P, MR, 1>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             I::LANES
         };
         column += width;
@@ -84,12 +87,12 @@ pub(crate) const fn takes_three(rows: usize, left: usize) -> bool {
     rows == 3 && left >= 3 && left != 4
 }
 
-/// `MR` rows against `NV` vectors of keys, from key `first` of the first panel on, to column `column`.
+/// `MR` rows against `NV` vectors of keys, from key `first` of the first panel on, of `dims` stored rows, to column `column`.
 #[inline(always)]
 fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     isa: I,
     q: [&[P::Factor]; MR],
-    panels: &[P::Stored],
+    (panels, dims): (&[P::Stored], usize),
     first: usize,
     ahead: impl AheadOfPanels,
     column: usize,
@@ -97,17 +100,24 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
 ) {
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
-    // As many as `q` has dimensions, which spares the bounds checks on them.
-    let dims = &panels.as_chunks::<PANEL>().0[..q[0].len()];
-    let prefetch = ahead.scoring::<_, MR>(panels, dims.len(), [first, NV * I::LANES], column);
-    for (d, dim) in dims.iter().enumerate() {
+    let dims = &panels.as_chunks::<PANEL>().0[..dims];
+    let uses = MR.div_ceil(P::ROWS);
+    let prefetch = ahead.scoring(uses, panels, dims.len(), [first, NV * I::LANES], column);
+    // As many as `q` has factors, which spares the bounds checks on them.
+    for step in 0..dims.len().div_ceil(P::ROWS) {
+        let second = match dims.get(P::ROWS * step + 1) {
+            Some(dim) if P::ROWS == 2 => dim,
+            _ => P::NO_ROW,
+        };
         let mut keys = [P::zero(isa); NV];
         for v in 0..NV {
-            keys[v] = P::load(isa, &dim[first + v * I::LANES..]);
+            keys[v] = P::load(isa, [&dims[P::ROWS * step], second], first + v * I::LANES);
         }
-        prefetch.ask(isa, d, NV * I::LANES * size_of::<P::Stored>());
+        for row in 0..P::ROWS {
+            prefetch.ask(isa, step * P::ROWS + row, NV * I::LANES * size_of::<P::Stored>());
+        }
         for r in 0..MR {
-            let x = P::splat(isa, q[r][d]);
+            let x = P::splat(isa, q[r][step]);
             for v in 0..NV {
                 acc[r][v] = P::mul_add(isa, x, keys[v], acc[r][v]);
             }
@@ -145,6 +155,13 @@ pub(crate) struct KeyRows<'a, T> {
 }
 
 impl<'a, T: Element> KeyRows<'a, T> {
+    /// These, if they are bf16.
+    #[inline(always)]
+    pub(crate) fn as_bf16(self) -> Option<KeyRows<'a, bf16>> {
+        let Self { data, stride, len, from_memory } = self;
+        Some(KeyRows { data: T::as_bf16(data)?, stride, len, from_memory })
+    }
+
     /// The memory of some keys, if they exist and are made of whole pieces of `COLUMNS` dimensions.
     #[inline(always)]
     fn block(&self, keys: Range<usize>, head_dim: usize) -> Option<&'a [T]> {
@@ -163,44 +180,45 @@ impl<'a, T: Element> KeyRows<'a, T> {
 /// level AVX-512). Whether keys exist is looked up once for each vector, and of a last one that is not whole those that do.
 /// `columns` counts from key `tile_start`; columns at or beyond `keys.len` get arbitrary scores.
 #[inline(always)]
-pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
+pub(crate) fn score_rows<I: Isa, P: ColumnProduct<I>, const MR: usize>(
     isa: I,
-    q: &[f32],
+    q: &[P::Factor],
     head_dim: usize,
-    keys: KeyRows<'_, T>,
+    keys: KeyRows<'_, P::Stored>,
     tile_start: usize,
     columns: Range<usize>,
-    mut rows: ScoreRows<'_, (), impl Stride>,
+    mut rows: ScoreRows<'_, P::Scale, impl Stride>,
 ) {
-    let q: [&[f32]; MR] = split_rows(q, head_dim, head_dim);
+    let steps = head_dim.div_ceil(P::ROWS);
+    let q: [&[P::Factor]; MR] = split_rows(q, steps, steps);
     let mut column = columns.start;
     while column < columns.end && tile_start + column < keys.len {
         let (first, left) = (tile_start + column, (columns.end - column) / I::LANES);
         let whole = |vectors: usize| keys.block(first..first + vectors * I::LANES, head_dim);
-        let at = (keys, first, column);
+        let at = (keys, head_dim, first, column);
         let mut vectors = 1;
         if has_narrow_tiles::<I>()
             && MR == 1
-            && T::DTYPE == DType::Bf16
+            && P::Stored::DTYPE == DType::Bf16
             && left >= 4
             && let Some(block) = whole(4)
         {
-            score_block::<I, T, MR, 4>(isa, q, (block, I::LANES), at, &mut rows);
+            score_block::<I, P, MR, 4>(isa, q, (block, I::LANES), at, &mut rows);
             vectors = 4;
         } else if has_narrow_tiles::<I>()
             && MR <= 3
             && left >= 2
             && let Some(block) = whole(2)
         {
-            score_block::<I, T, MR, 2>(isa, q, (block, I::LANES), at, &mut rows);
+            score_block::<I, P, MR, 2>(isa, q, (block, I::LANES), at, &mut rows);
             vectors = 2;
         } else if let Some(block) = whole(1) {
-            score_block::<I, T, MR, 1>(isa, q, (block, I::LANES), at, &mut rows);
+            score_block::<I, P, MR, 1>(isa, q, (block, I::LANES), at, &mut rows);
         } else if let Some(block) = keys.block(first..keys.len, head_dim) {
             // Apart, as how many there are is a constant above.
-            score_block::<I, T, MR, 1>(isa, q, (block, keys.len - first), at, &mut rows);
+            score_block::<I, P, MR, 1>(isa, q, (block, keys.len - first), at, &mut rows);
         } else {
-            score_pieces::<I, T, MR>(isa, q, at, &mut rows);
+            score_pieces::<I, P, MR>(isa, q, at, &mut rows);
         }
         column += vectors * I::LANES;
     }
@@ -209,23 +227,23 @@ pub(crate) fn score_rows<I: Isa, T: Element, const MR: usize>(
 /// `MR` rows against `NV` vectors of `keys` from key `first` on, the memory of which is `block`; to column `column`. The first
 /// `there` keys of each vector exist.
 #[inline(always)]
-fn score_block<I: Isa, T: Element, const MR: usize, const NV: usize>(
+fn score_block<I: Isa, P: ColumnProduct<I>, const MR: usize, const NV: usize>(
     isa: I,
-    q: [&[f32]; MR],
-    (block, there): (&[T], usize),
-    (keys, first, column): (KeyRows<'_, T>, usize, usize),
-    rows: &mut ScoreRows<'_, (), impl Stride>,
+    q: [&[P::Factor]; MR],
+    (block, there): (&[P::Stored], usize),
+    (keys, head_dim, first, column): (KeyRows<'_, P::Stored>, usize, usize, usize),
+    rows: &mut ScoreRows<'_, P::Scale, impl Stride>,
 ) {
-    let head_dim = q[0].len();
     let mut acc = [[isa.splat(0.0); NV]; MR];
     let mut prefetch = PrefetchRows::new(keys, head_dim, [first, NV * I::LANES]);
-    for d in (0..head_dim).step_by(T::COLUMNS) {
+    for d in (0..head_dim).step_by(P::Stored::COLUMNS) {
         prefetch.ask(isa);
         for v in 0..NV {
-            let columns = T::columns(isa, &block[v * I::LANES * keys.stride + d..], keys.stride, there);
-            for step in 0..T::COLUMNS {
+            let columns = P::columns(isa, &block[v * I::LANES * keys.stride + d..], keys.stride, there);
+            for step in 0..P::Stored::COLUMNS / P::ROWS {
                 for r in 0..MR {
-                    acc[r][v] = isa.mul_add(isa.splat(q[r][d + step]), columns[step], acc[r][v]);
+                    let x = P::splat(isa, q[r][d / P::ROWS + step]);
+                    acc[r][v] = P::mul_add(isa, x, columns[step], acc[r][v]);
                 }
             }
         }
@@ -233,55 +251,58 @@ fn score_block<I: Isa, T: Element, const MR: usize, const NV: usize>(
     for r in 0..MR {
         let out = &mut rows.out[column + r * rows.stride.elements()..][..NV * I::LANES];
         for v in 0..NV {
-            isa.store(acc[r][v], &mut out[v * I::LANES..]);
+            isa.store(P::finish(isa, acc[r][v], rows.scale), &mut out[v * I::LANES..]);
         }
     }
 }
 
 /// The same for one vector of keys, some of which may not exist, where dimensions are no whole pieces.
 #[inline(always)]
-fn score_pieces<I: Isa, T: Element, const MR: usize>(
+fn score_pieces<I: Isa, P: ColumnProduct<I>, const MR: usize>(
     isa: I,
-    q: [&[f32]; MR],
-    (keys, first, column): (KeyRows<'_, T>, usize, usize),
-    rows: &mut ScoreRows<'_, (), impl Stride>,
+    q: [&[P::Factor]; MR],
+    (keys, head_dim, first, column): (KeyRows<'_, P::Stored>, usize, usize, usize),
+    rows: &mut ScoreRows<'_, P::Scale, impl Stride>,
 ) {
-    let head_dim = q[0].len();
     let mut acc = [isa.splat(0.0); MR];
     let mut prefetch = PrefetchRows::new(keys, head_dim, [first, I::LANES]);
-    for d in (0..head_dim).step_by(T::COLUMNS) {
+    for d in (0..head_dim).step_by(P::Stored::COLUMNS) {
         prefetch.ask(isa);
-        let columns = load_columns(isa, keys, head_dim, first, d);
-        for step in 0..T::COLUMNS {
-            if d + step < head_dim {
+        let columns = load_columns::<I, P>(isa, keys, head_dim, first, d);
+        for step in 0..P::Stored::COLUMNS / P::ROWS {
+            let dim = d + step * P::ROWS;
+            if dim < head_dim {
+                let whole = dim + P::ROWS <= head_dim;
+                let keys = if whole { columns[step] } else { P::without_second(isa, columns[step]) };
                 for r in 0..MR {
-                    acc[r] = isa.mul_add(isa.splat(q[r][d + step]), columns[step], acc[r]);
+                    acc[r] = P::mul_add(isa, P::splat(isa, q[r][dim / P::ROWS]), keys, acc[r]);
                 }
             }
         }
     }
     for r in 0..MR {
-        isa.store(acc[r], &mut rows.out[r * rows.stride.elements() + column..]);
+        let score = P::finish(isa, acc[r], rows.scale);
+        isa.store(score, &mut rows.out[r * rows.stride.elements() + column..]);
     }
 }
 
-/// Dimensions `d..d + COLUMNS` of the `LANES` keys from `first` on, one vector each. Keys and dimensions that do not exist
+/// Dimensions `d..d + COLUMNS` of the `LANES` keys from `first` on, a vector for each step. Keys and dimensions that do not exist
 /// are arbitrary.
 #[inline(always)]
-pub(crate) fn load_columns<I: Isa, T: Element>(
+pub(crate) fn load_columns<I: Isa, P: ColumnProduct<I>>(
     isa: I,
-    keys: KeyRows<'_, T>,
+    keys: KeyRows<'_, P::Stored>,
     head_dim: usize,
     first: usize,
     d: usize,
-) -> [I::F; 8] {
+) -> [P::V; 8] {
     let rows = keys.len.saturating_sub(first).min(I::LANES);
     let at = first * keys.stride + d;
-    let reach = |rows: usize| at..at + rows.saturating_sub(1) * keys.stride + T::COLUMNS;
+    let reach = |rows: usize| at..at + rows.saturating_sub(1) * keys.stride + P::Stored::COLUMNS;
     if rows == I::LANES
         && let Some(block) = keys.data.get(reach(I::LANES))
     {
-        return T::columns(isa, block, keys.stride, I::LANES);
+        return P::columns(isa, block, keys.stride, I::LANES);
     }
     let copied;
     let (block, stride, rows) = match keys.data.get(reach(rows)) {
@@ -291,7 +312,7 @@ pub(crate) fn load_columns<I: Isa, T: Element>(
             (&copied[..], 8, I::LANES)
         }
     };
-    T::columns(isa, block, stride, rows)
+    P::columns(isa, block, stride, rows)
 }
 
 /// What there is of a block of keys where the buffer ends, in rows of 8.

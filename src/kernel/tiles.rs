@@ -7,21 +7,23 @@
 //! Products of layers ([`crate::module::Linear`]) inline theirs.
 
 use super::pack::{VALUE_PANEL, pack_panels, pack_values};
-use super::prefetch::{AheadOfPanels, AheadOfValues, Elsewhere, Near};
-use super::product::{Dot, Fma, Pair, Product};
+use super::prefetch::{AheadOfPanels, AheadOfValues, Near};
+use super::product::{ColumnProduct, Dot, Fma, Halves, Pair, Product};
 use super::score::{KeyRows, Panels, ScoreRows, score_panels, score_rows};
 use super::value::{ValueRows, WeightedRows, accumulate};
 use super::{Constant, Stride, rows_const};
 use crate::element::Element;
 use crate::isa::{Bf16Dot, Bf16Kernel, Isa, Kernel};
 use crate::mask::TILE;
+use half::bf16;
 use std::ops::Range;
 
 /// [`score_panels`] for so many rows.
 pub(crate) struct ScorePanels<'a, F, S, C, D, A> {
     pub(crate) rows: usize,
-    /// Rows of `dims` factors.
+    /// Rows of factors, one for each step.
     pub(crate) q: &'a [F],
+    /// Stored rows of a panel.
     pub(crate) dims: usize,
     pub(crate) panels: &'a [S],
     pub(crate) ahead: A,
@@ -47,33 +49,50 @@ impl<T: Element, D: Stride, A: AheadOfPanels> Kernel for ScorePanels<'_, f32, T,
     }
 }
 
-impl Bf16Kernel for ScorePanels<'_, Pair, Pair, f32, Constant<TILE>, Elsewhere> {
+impl<S: Halves, A: AheadOfPanels> Bf16Kernel for ScorePanels<'_, Pair, S, f32, Constant<TILE>, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) {
-        self.run_product::<I, Dot>(isa);
+        self.run_product::<I, Dot<S>>(isa);
     }
 }
 
 /// [`score_rows`] for so many rows.
-pub(crate) struct ScoreKeyRows<'a, T> {
+pub(crate) struct ScoreKeyRows<'a, F, T, C> {
     pub(crate) rows: usize,
-    pub(crate) q: &'a [f32],
+    /// Rows of factors, one for each step.
+    pub(crate) q: &'a [F],
     pub(crate) head_dim: usize,
     pub(crate) keys: KeyRows<'a, T>,
     pub(crate) tile_start: usize,
     pub(crate) columns: Range<usize>,
-    pub(crate) out: ScoreRows<'a, (), Constant<TILE>>,
+    pub(crate) out: ScoreRows<'a, C, Constant<TILE>>,
 }
 
-impl<T: Element> Kernel for ScoreKeyRows<'_, T> {
+impl<F, T, C> ScoreKeyRows<'_, F, T, C> {
+    #[inline(always)]
+    fn run_product<I: Isa, P: ColumnProduct<I, Factor = F, Stored = T, Scale = C>>(self, isa: I) {
+        let Self { rows, q, head_dim, keys, tile_start, columns, out } = self;
+        rows_const!(rows, MR => score_rows::<I, P, MR>(isa, q, head_dim, keys, tile_start, columns, out));
+    }
+}
+
+impl<T: Element> Kernel for ScoreKeyRows<'_, f32, T, ()> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { rows, q, head_dim, keys, tile_start, columns, out } = self;
-        rows_const!(rows, MR => score_rows::<I, T, MR>(isa, q, head_dim, keys, tile_start, columns, out));
+        self.run_product::<I, Fma<T>>(isa);
+    }
+}
+
+impl Bf16Kernel for ScoreKeyRows<'_, Pair, bf16, f32> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Bf16Dot>(self, isa: I) {
+        self.run_product::<I, Dot<bf16>>(isa);
     }
 }
 
@@ -116,23 +135,23 @@ impl<T: Element, V: Stride, W: Stride> Kernel for Guarded<Accumulate<'_, f32, T,
 }
 
 /// Weights of a tile, in pairs.
-type PairedTile = Constant<{ TILE / 2 }>;
+pub(crate) type PairedTile = Constant<{ TILE / 2 }>;
 
-impl Bf16Kernel for Accumulate<'_, Pair, Pair, usize, PairedTile, Elsewhere> {
+impl<S: Halves, A: AheadOfValues> Bf16Kernel for Accumulate<'_, Pair, S, usize, PairedTile, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) {
-        self.run_product::<I, Dot, false>(isa);
+        self.run_product::<I, Dot<S>, false>(isa);
     }
 }
 
-impl Bf16Kernel for Guarded<Accumulate<'_, Pair, Pair, usize, PairedTile, Elsewhere>> {
+impl<S: Halves, A: AheadOfValues> Bf16Kernel for Guarded<Accumulate<'_, Pair, S, usize, PairedTile, A>> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) {
-        self.0.run_product::<I, Dot, true>(isa);
+        self.0.run_product::<I, Dot<S>, true>(isa);
     }
 }
 

@@ -39,9 +39,10 @@ pub(crate) struct WeightedRows<'a, W, D> {
     pub(crate) acc_stride: usize,
 }
 
-/// Adds `count` keys (or pairs of keys). Where no single register tile holds all dimensions, `step` of them at a time, whose
-/// values are visited once for each tile, and should be in L1 by then. With `GUARD`, keys whose weight is
-/// [`REMOVED`](super::product::REMOVED) are left out of that row: neither their value nor its sign can show.
+/// Adds `count` keys (or pairs of keys, which may be stored as two rows, the last of them as one). Where no single register tile
+/// holds all dimensions, `step` of them at a time, whose values are visited once for each tile, and should be in L1 by then. With
+/// `GUARD`, keys whose weight is [`REMOVED`](super::product::REMOVED) are left out of that row: neither their value nor its sign
+/// can show.
 #[inline(always)]
 pub(crate) fn accumulate<I: Isa, P: Product<I>, const MR: usize, const GUARD: bool>(
     isa: I,
@@ -153,7 +154,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
     let width = NV * I::LANES;
     let count = keys.len();
     let stride = values.stride.elements();
-    let data = &values.data[keys.start * stride..];
+    let data = &values.data[keys.start * P::ROWS * stride..];
     let weights: [&[P::Factor]; MR] =
         split_rows(&rows.weights[keys.start..], rows.weights_stride.elements(), count);
     let mut acc = [[isa.splat(0.0); NV]; MR];
@@ -163,20 +164,28 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let prefetch = values.ahead.adding::<_, MR>(data, [count, stride], [d, width, values.v_dim]);
+    let uses = MR.div_ceil(P::ROWS);
+    let prefetch = values.ahead.adding(uses, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];
         if NV == 1 {
-            value[0] = P::load_padded(isa, rest, 0);
+            let second = if P::ROWS == 2 { rest.get(stride..).unwrap_or(&[]) } else { P::NO_ROW };
+            value[0] = P::load_padded(isa, [rest, second]);
         } else {
             let row = &rest[..width];
+            let second = match rest.get(stride..stride + width) {
+                Some(row) if P::ROWS == 2 => row,
+                _ => P::NO_ROW,
+            };
             for v in 0..NV {
-                value[v] = P::load(isa, &row[v * I::LANES..]);
+                value[v] = P::load(isa, [row, second], v * I::LANES);
             }
         }
-        prefetch.ask(isa, j, width * size_of::<P::Stored>());
-        rest = rest.get(stride..).unwrap_or(&[]);
+        for row in 0..P::ROWS {
+            prefetch.ask(isa, j * P::ROWS + row, width * size_of::<P::Stored>());
+        }
+        rest = rest.get(P::ROWS * stride..).unwrap_or(&[]);
         for r in 0..MR {
             let weight = P::splat(isa, weights[r][j]);
             if GUARD {
