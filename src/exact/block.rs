@@ -355,8 +355,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     }
 }
 
-/// [`Tier::score_group`] for a block of several heads, whose rows are one group.
-#[inline(always)]
+/// [`Tier::score_group`] for a block of several heads, whose rows are one group. Apart, so that blocks of one head are compiled as if
+/// there were no others; what it runs are functions of their own.
+#[inline(never)]
 fn score_heads<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
     call: &Call<'_, T>,
@@ -376,7 +377,7 @@ fn score_heads<I: Isa, E: Tier<I>, T: Element>(
 }
 
 /// [`Tier::accumulate_group`], likewise.
-#[inline(always)]
+#[inline(never)]
 fn accumulate_heads<I: Isa, E: Tier<I>, T: Element>(
     isa: I,
     call: &Call<'_, T>,

@@ -238,11 +238,15 @@ fn score_block<I: Isa, P: ColumnProduct<I>, const MR: usize, const NV: usize>(
     let mut prefetch = PrefetchRows::new(keys, head_dim, [first, NV * I::LANES]);
     for d in (0..head_dim).step_by(P::Stored::COLUMNS) {
         prefetch.ask(isa);
+        let mut factors: [&[P::Factor]; MR] = [&[]; MR];
+        for r in 0..MR {
+            factors[r] = &q[r][d / P::ROWS..][..P::Stored::COLUMNS / P::ROWS];
+        }
         for v in 0..NV {
             let columns = P::columns(isa, &block[v * I::LANES * keys.stride + d..], keys.stride, there);
             for step in 0..P::Stored::COLUMNS / P::ROWS {
                 for r in 0..MR {
-                    let x = P::splat(isa, q[r][d / P::ROWS + step]);
+                    let x = P::splat(isa, factors[r][step]);
                     acc[r][v] = P::mul_add(isa, x, columns[step], acc[r][v]);
                 }
             }
