@@ -52,10 +52,11 @@ pub struct PlanOptions {
     /// rounded operands, in f32.
     ///
     /// Results are reproducible (over threads, batches, blocks, layouts; removed keys change no bit) but they are not
-    /// those of the exact tier, and have their own order of operations. Keys and values that are not stored as bf16 are
-    /// converted in scratch: a gain from some 8 rows on for each KV head (queries times the query heads that share it), a loss
-    /// below. Stored as bf16, few rows take them as they are: a gain of 1.3 to 1.7 from 4 rows on, none where memory is what
-    /// bounds, as it does of one or two rows (example `bench_worker`, 4096 keys).
+    /// those of the exact tier, and have their own order of operations. Keys and values are converted in scratch: a gain from
+    /// some 8 rows on for each KV head (queries times the query heads that share it), a loss below. Only where they are
+    /// stored as bf16 and have up to 18 rows (32 if keys are in [`KeyPanels`](crate::KeyPanels)) they are taken as they are:
+    /// a gain of 1.3 to 1.7 from 4 rows on, but none where memory is the limit, as it mostly is of one or two rows (example
+    /// `bench_worker`, 4096 keys).
     pub bf16_dot: bool,
     /// The most bytes that a [`Workspace`] may take ([`Plan::workspace_bytes`]); a plan that needs more is an error
     /// ([`AttentionError::TooLarge`]). Fewer threads need less.
@@ -282,7 +283,7 @@ impl Plan {
         };
         stopped(0)?;
         let Workspace { workers, partials, order, progress, .. } = workspace;
-        let grid = Grid::new(&call, self.engine, self.max_threads);
+        let grid = Grid::new(&call, self.engine.joins_heads(), self.max_threads);
         let workers = &mut workers[..grid.workers];
         let has_peaks = peaks.len() >= workers.len()
             && peaks.iter().all(|peaks| peaks.rows() >= grid.block_rows.min(grid.rows));
@@ -333,7 +334,7 @@ impl Plan {
         inputs: &Inputs<'_, Q, T>,
     ) -> Result<Explanation, AttentionError> {
         let call = Call::new(&self.problem, self.order, inputs)?;
-        let grid = Grid::new(&call, self.engine, self.max_threads);
+        let grid = Grid::new(&call, self.engine.joins_heads(), self.max_threads);
         Ok(Explanation::new(self, &call, Q::DTYPE, &grid))
     }
 
@@ -448,8 +449,7 @@ pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Ve
     let problem = Problem::of(inputs);
     problem.validate()?;
     // Scratch for as many threads as the call will use, not for all there are.
-    let engine = Engine::Exact(Level::detect()?);
-    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, engine, usize::MAX).workers;
+    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, false, usize::MAX).workers;
     let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
     let plan = Plan::with_options(&problem, &options)?;
     let shape = inputs.output_shape();

@@ -9,7 +9,7 @@ use crate::parallel::MAX_PARTS;
 /// Flat between 48 and 96, 1 to 3 points less at 24 and 192 (bench `attention/prefill`).
 pub(crate) const BLOCK_ROWS: usize = 96;
 
-/// Units (a sequence's KV head) of at most this many query rows are one block, which reads each key and value once: few
+/// Units (see `exact::grid`) of at most this many query rows are one block, which reads each key and value once: few
 /// queries are bound by memory, and their parallelism comes from heads and splits of keys.
 pub(crate) const FEW_ROWS: usize = 32;
 
@@ -24,6 +24,9 @@ pub(crate) fn heads_together(kv_heads: usize, rows: usize) -> usize {
     (2..=most).rev().find(|&heads| kv_heads.is_multiple_of(heads)).unwrap_or(1)
 }
 
+const _: () =
+    assert!(MAX_ROWS <= FUSED_ROWS && MAX_ROWS <= FEW_ROWS, "heads together pack neither keys nor values");
+
 /// Rows of a block from which on values that other blocks pack too are packed once for all, where vectors have 8 lanes.
 const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
 
@@ -36,7 +39,7 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
     lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
 }
 
-/// Whether the bf16 tier pairs keys and values in registers that are stored as bf16, and of which no other block of rows makes use:
+/// Whether the bf16 tier pairs keys and values in registers that are stored as bf16, where no other block of rows shares them:
 /// each group of rows anew, where scratch would serve them all. With 4096 keys of 128 dimensions 8 rows are twice as fast so, 12
 /// 1.3 times, 16 1.1 to 1.25; 24 and 32 rows gain 1.15 and 1.08 from panels, nothing or lose a tenth from rows of keys, which are
 /// transposed each time (example `bench_worker`, `LUCID_BF16_DOT=1`).
@@ -148,7 +151,7 @@ pub(crate) fn from_memory([_, kv_bytes]: [f64; 2]) -> bool {
     kv_bytes >= CACHED_BYTES
 }
 
-/// Rows per block for `units` (sequence, KV head) pairs of `rows` query rows each, whose keys make `splits`.
+/// Rows per block for `units` of `rows` query rows each, whose keys make `splits`.
 ///
 /// Where there are fewer units than workers, rows that fit one block stay together and splits are shared out: workers that
 /// share a unit would all read, and pack, all of its keys (bench `roofline`, `few` with one KV head on two threads:

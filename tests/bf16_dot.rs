@@ -254,7 +254,7 @@ fn few_rows(seed: u64) -> cases::Case {
     case.possible()
 }
 
-/// Rows of a KV head that are enough of, or more than, those that pair what is stored as bf16 in registers.
+/// Rows of a KV head, around the 18 (from panels, 32) up to which what is stored as bf16 is paired in registers.
 const ROWS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 18, 19, 32, 33];
 
 /// Few rows read keys and values in bf16 as they are stored. Those in f32 that round to them are laid out for the tier first.
@@ -288,6 +288,7 @@ fn explained_paths() {
         (9, KeyPath::Transposed, KeyPath::Panels),
         (10, KeyPath::PackedTile, KeyPath::Panels),
         (16, KeyPath::PackedTile, KeyPath::Panels),
+        (17, KeyPath::PackedTile, KeyPath::PackedTile),
         (300, KeyPath::Packed, KeyPath::Packed),
     ] {
         let shapes = ([1, 2, q_len, 8], [1, 1, 600, 8]);

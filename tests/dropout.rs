@@ -117,7 +117,7 @@ fn weights_are_dropped_and_scaled() {
 #[test]
 fn values() {
     for (index, option) in Rules::OPTIONS.into_iter().enumerate() {
-        for (at, (q_len, kv_len)) in [(7, 90), (30, 30), (1, 1500)].into_iter().enumerate() {
+        for (at, (q_len, kv_len)) in [(7, 90), (30, 30), (1, 1500), (1, 40)].into_iter().enumerate() {
             let (types, storage) =
                 (TYPES[(index + at) % TYPES.len()], STORAGES[(index + 2 * at) % STORAGES.len()]);
             let mut case = Case { types, storage, heads: [4, 2], q_len, kv_len, batch: 2, ..Case::default() };

@@ -125,10 +125,10 @@ fn small_heads_together() {
     let options = Rules::OPTIONS;
     for (a, first) in options.iter().enumerate() {
         for (b, second) in options[..=a].iter().enumerate() {
-            let turns = 24 * a + b;
+            let turns = a * options.len() + b;
             let mut case = Case { seed: turns as u64, batch: 1 + b % 2, ..Case::default() };
             [first, second].into_iter().for_each(|option| option(&mut case.rules));
-            (case.storage, case.types) = (turn(&STORAGES, a + b), turn(&TYPES, turns));
+            (case.storage, case.types) = (turn(&STORAGES, a + b), turn(&TYPES, 2 * a + b));
             let (heads, q_len) = (turn(&HEADS, turns), turn(&[1, 1, 2, 3, 1], a + 2 * b));
             let kv_len = turn(&[10, 1, 16, 64, 100, 256, 255, 257, 3, 50, 129], turns);
             verify(Case { heads, q_len, kv_len, ..case });

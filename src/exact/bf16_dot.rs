@@ -37,9 +37,8 @@
 //! What is converted next is asked for ahead of time, see [`crate::kernel::prefetch`].
 //!
 //! Blocks of few rows read what is stored as bf16 as it is and pair it in registers, with the same bits: two rows of a panel, or of
-//! values, make a vector of pairs, and rows of keys are transposed in words of two dimensions. On the way to scratch, to spare bf16
-//! the detour through f32 gains 1 to 4 % of a few rows' calls, which is not worth its code; to round weights where they are made
-//! instead of in a pass of their own gains nothing (0.98 to 1.04, `prefill`).
+//! values, make a vector of pairs, and rows of keys are transposed in words of two dimensions (see `tile::pairs_in_registers`). To
+//! round weights where they are made instead of in a pass of their own gains nothing (0.98 to 1.04, `prefill`).
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
 use super::block::{Block, BlockRow};
@@ -69,7 +68,7 @@ const LANES: usize = 16;
 
 pub(crate) struct Bf16DotTier;
 
-/// Where a block's keys and values come from.
+/// Where keys and values of a block's KV head come from.
 pub(crate) struct Source<'a, T> {
     /// Pairs of dimensions.
     dims: usize,
@@ -100,6 +99,8 @@ pub(crate) fn pairs(head_dim: usize) -> usize {
 
 impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     type Source<'a, T: Element> = Source<'a, T>;
+
+    const JOINS_HEADS: bool = false;
 
     #[inline(always)]
     fn pack_query<T: Element>(
@@ -302,9 +303,9 @@ fn pair_runs(runs: [(Range<usize>, bool); 3]) -> [(Range<usize>, bool); 3] {
 }
 
 impl<'a> AsStored<'a> {
-    /// Up to two rows leave it to the hardware what to ask for ahead of time, wherever it lies: asking costs them up to 40 % (1 or 2
-    /// rows per KV head, 33 and 67 MB of keys and values in panels; example `bench_worker`, `LUCID_BF16_DOT=1`). More rows, which
-    /// work longer on each line, gain 1.05 to 1.7.
+    /// For panels and values, up to two rows leave it to the hardware what to ask for ahead of time, wherever they lie: asking costs
+    /// them up to 40 % (1 or 2 rows per KV head, 33 and 67 MB of keys and values in panels; example `bench_worker`,
+    /// `LUCID_BF16_DOT=1`). More rows, which work longer on each line, gain 1.05 to 1.7.
     const AHEAD: Near = Near::CACHED;
 
     /// `None` if they are not stored as bf16.
@@ -330,10 +331,7 @@ impl<'a> AsStored<'a> {
     fn ask_for_tile<I: Bf16Dot>(&self, isa: I, [head_dim, v_dim]: [usize; 2], visit: &Visit, share: Share) {
         for panel in visit.columns.panels() {
             let key = visit.tile.start + panel * PANEL;
-            match self.keys {
-                Stored::Panels(panels) => share.ask(isa, panels, key * head_dim, PANEL * head_dim),
-                Stored::Rows(rows) => share.ask_rows(isa, rows.data, key, [rows.stride, head_dim]),
-            }
+            self.keys.ask(isa, share, key, head_dim);
             share.ask_rows(isa, self.values.data, key, [self.values.stride, v_dim]);
         }
     }

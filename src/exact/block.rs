@@ -46,7 +46,7 @@ use crate::mask::{MaskRow, TILE};
 use crate::softmax::{Partial, RowState};
 use std::ops::Range;
 
-/// Which rows of which head a task works on.
+/// Which rows of which KV heads a task works on.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) sequence: Sequence,
@@ -66,6 +66,12 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// One of its KV heads.
+    #[inline(always)]
+    fn kv_head(&self, head: usize) -> usize {
+        mutant!("heads-of-a-block-share-keys", self.kv_head + head, self.kv_head)
+    }
+
     /// The rows of one of its heads, counted from the block's first.
     #[inline(always)]
     fn rows_of(&self, head: usize) -> Range<usize> {
@@ -284,8 +290,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let Scratch { operands, rows, sums, peaks, scores, bits, shared, acc, acc_stride, .. } = scratch;
     let acc_stride = *acc_stride;
     let lists = call.mask.has_lists();
-    if block.heads == 1 {
-        E::enter_tile(isa, source, operands, tile, visit.columns); // several pack nothing, see `grid`
+    let one_head = !E::JOINS_HEADS || block.heads == 1;
+    if one_head {
+        E::enter_tile(isa, source, operands, tile, visit.columns);
     }
     // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
     let ahead = next_visit.filter(|_| lists && rows.len() > MAX_ROWS);
@@ -310,7 +317,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         let Some(shape) = shape else { continue };
         let acc = &mut acc[group.start * acc_stride..group.end * acc_stride];
         for run in shape.columns.runs() {
-            if block.heads == 1 {
+            if one_head {
                 E::score_group(isa, source, operands, group.clone(), at, &run, scores);
             } else {
                 score_heads::<I, E, T>(isa, call, block, operands, at, &run, scores);
@@ -346,7 +353,7 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         for run in shape.columns.runs() {
             let runs = shape.runs(run, shared);
             let acc = Accumulators { rows: rows.len(), acc: &mut *acc, stride: acc_stride };
-            if block.heads == 1 {
+            if one_head {
                 E::accumulate_group(isa, source, operands, at, &runs, scores, acc);
             } else {
                 accumulate_heads::<I, E, T>(isa, call, block, (operands, scores), at, &runs, acc);
@@ -368,8 +375,7 @@ fn score_heads<I: Isa, E: Tier<I>, T: Element>(
     scores: &mut [f32],
 ) {
     for head in 0..block.heads {
-        let kv_head = mutant!("heads-of-a-block-share-keys", block.kv_head + head, block.kv_head);
-        let source = E::open(call, block, kv_head);
+        let source = E::open(call, block, block.kv_head(head));
         let rows = block.rows_of(head);
         let scores = &mut scores[rows.start * TILE..];
         E::score_group(isa, &source, operands, rows, at, columns, scores);
@@ -388,7 +394,7 @@ fn accumulate_heads<I: Isa, E: Tier<I>, T: Element>(
     Accumulators { acc, stride, .. }: Accumulators<'_>,
 ) {
     for head in 0..block.heads {
-        let source = E::open(call, block, block.kv_head + head);
+        let source = E::open(call, block, block.kv_head(head));
         let rows = block.rows_of(head);
         let weights = &weights[rows.start * TILE..];
         let acc = Accumulators { rows: rows.len(), acc: &mut acc[rows.start * stride..], stride };

@@ -25,7 +25,7 @@ use std::ops::Range;
 
 pub(crate) struct FmaTier;
 
-/// Where a block's keys and values come from.
+/// Where keys and values of a KV head of a block come from.
 pub(crate) struct Source<'a, T> {
     head_dim: usize,
     /// What scratch knows the head by.
@@ -42,7 +42,7 @@ pub(crate) struct Source<'a, T> {
     step: usize,
 }
 
-/// Where a block's keys come from.
+/// Where its keys come from.
 enum KeySource<'a, T> {
     /// Panels as they are stored.
     Panels(&'a [T]),
@@ -67,6 +67,8 @@ enum ValuePacking {
 
 impl<I: Isa> Tier<I> for FmaTier {
     type Source<'a, T: Element> = Source<'a, T>;
+
+    const JOINS_HEADS: bool = true;
 
     #[inline(always)]
     fn pack_query<T: Element>(
@@ -184,13 +186,10 @@ impl<I: Isa> Tier<I> for FmaTier {
                 KeySource::Packed(_) if operands.has_keys(source.head, key / PANEL) => {
                     share.ask(isa, &operands.panels, key * head_dim, PANEL * head_dim);
                 }
-                KeySource::Panels(panels) | KeySource::Packed(Stored::Panels(panels)) => {
-                    share.ask(isa, panels, key * head_dim, PANEL * head_dim);
-                }
-                KeySource::PackedTile(rows)
-                | KeySource::Rows(rows)
-                | KeySource::Packed(Stored::Rows(rows)) => {
-                    share.ask_rows(isa, rows.data, key, [rows.stride, head_dim]);
+                KeySource::Packed(stored) => stored.ask(isa, share, key, head_dim),
+                KeySource::Panels(panels) => Stored::Panels(panels).ask(isa, share, key, head_dim),
+                KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
+                    Stored::Rows(rows).ask(isa, share, key, head_dim);
                 }
             }
             match source.packing {

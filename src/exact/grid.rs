@@ -1,12 +1,13 @@
 //! Blocks out of a call, tasks out of blocks.
 //!
-//! A *unit* is a sequence's KV head. Its query rows are cut into blocks, late ones first (under a causal mask they are
+//! A *unit* is mostly a sequence's KV head. Its query rows are cut into blocks, late ones first (under a causal mask they are
 //! the expensive ones); if units are few and their rows fit one block, the keys are cut into splits instead, whose
 //! states are kept and merged in key order once all are there.
 //!
 //! Of one query against few keys, what goes on around the sums takes longer than they do: KV heads whose rows fit one register
-//! tile, and keys one tile, are a unit together, and its block goes through all of that once. Four heads of ten keys are 1.2 to
-//! 1.3 times as fast, twelve of 64 keys 1.1 to 1.2 (bench `roofline`, `small`).
+//! tile, and keys one tile, are a unit together, and its block goes through all of that once, where one worker has the whole call
+//! (in the exact tier, and without lists of keys). Four heads of ten keys are 1.2 to 1.3 times as fast, twelve of 64 keys 1.1 to 1.2
+//! (bench `roofline`, `small`).
 //!
 //! Under a block mask, blocks of query rows end where its blocks do, so that they visit few others; where those are too
 //! large, or too few for all workers, each is cut into several. A unit's expensive blocks (rows that see everything, among
@@ -47,13 +48,15 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    pub(crate) fn new<T: Element>(call: &Call<'_, T>, engine: Engine, max_workers: usize) -> Self {
+    /// `joins_heads`: see [`Tier::JOINS_HEADS`].
+    pub(crate) fn new<T: Element>(call: &Call<'_, T>, joins_heads: bool, max_workers: usize) -> Self {
         let problem = &call.problem;
         let spreads =
             if call.awake { tile::worth_sharing(call.work) } else { tile::worth_spreading(call.work) };
         let workers = if spreads { parallel::workers(max_workers) } else { 1 };
         let rows = problem.max_q_len.saturating_mul(problem.group());
-        let heads = if workers == 1 { heads_together(call, engine, rows) } else { 1 };
+        let joins_heads = joins_heads && workers == 1;
+        let heads = if joins_heads { heads_together(call, rows) } else { 1 };
         let (units_of_sequence, rows) = (problem.kv_heads / heads, rows.saturating_mul(heads));
         let units = call.sequences.count().saturating_mul(units_of_sequence);
         let (keys, split) = (problem.max_kv_len, call.order.split);
@@ -124,14 +127,11 @@ impl Grid {
     }
 }
 
-/// KV heads of `rows` query rows each that are worked on as one block: where none needs scratch of its own for keys and values,
-/// and all rows visit the same keys, which one tile holds.
-fn heads_together<T: Element>(call: &Call<'_, T>, engine: Engine, rows: usize) -> usize {
+/// KV heads of `rows` query rows each that a worker takes as one block, if it has all of the call: where no lists say which tiles
+/// they visit, and there is one.
+fn heads_together<T: Element>(call: &Call<'_, T>, rows: usize) -> usize {
     let one_tile = call.problem.max_kv_len <= call.order.tile && !call.mask.has_lists();
-    match engine {
-        Engine::Exact(_) if one_tile => tile::heads_together(call.problem.kv_heads, rows),
-        _ => 1,
-    }
+    if one_tile { tile::heads_together(call.problem.kv_heads, rows) } else { 1 }
 }
 
 /// By how many rows the first stretch is shorter, so that others begin with a block mask's rows of blocks: those of the

@@ -2,6 +2,7 @@
 //! dot products become.
 //!
 //! ```text
+//! WeighGroup         dot products into weights, and states with them
 //! GroupShape         the group's rows: columns that some row, and that every row, may attend
 //! Visible            one row: all columns looked at, an interval of them, or what bits say
 //! ```
@@ -46,6 +47,7 @@ pub(super) struct WeighGroup<'a, 's, T: Element> {
     pub(super) scores: &'s mut [f32],
     pub(super) bits: &'s mut [TileBits; MAX_ROWS],
     pub(super) shared: &'s mut TileBits,
+    /// What they accumulated before; empty if nothing is accumulated.
     pub(super) acc: Accumulators<'s>,
 }
 

@@ -108,9 +108,8 @@ pub(crate) fn room(rows: usize, workers: usize) -> usize {
 mod tests {
     use super::*;
     use crate::exact::call::Order;
-    use crate::exact::tier::Engine;
     use crate::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
-    use crate::{Inputs, Level, Problem, QueryStart, View};
+    use crate::{Inputs, Problem, QueryStart, View};
 
     /// The order of a call with such a layout in a pool of two, and the works of its blocks, which cover all rows.
     fn sorted(layout: BlockLayout, mask: Mask<'_>, start: i64, len: usize) -> (Vec<usize>, Vec<f64>) {
@@ -121,7 +120,7 @@ mod tests {
         let problem = Problem::of(&inputs);
         let call = Call::new(&problem, Order::VERSION_1, &inputs).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let grid = pool.install(|| Grid::new(&call, Engine::Exact(Level::Portable), 2));
+        let grid = pool.install(|| Grid::new(&call, true, 2));
         let count = grid.blocks_per_unit;
         let mut order = BlockOrder::with_room(room(len, 2)).unwrap();
         order.sort(&call, &grid);

@@ -80,34 +80,40 @@ impl Blocks {
 mod tests {
     use super::*;
     use crate::exact::call::Order;
-    use crate::exact::tier::Engine;
-    use crate::{Inputs, Level, Problem, View};
+    use crate::{Inputs, Problem, View};
 
     /// Of KV heads that share a block all rows are complete, or none.
     #[test]
     fn heads_of_one_block_are_complete_together() {
-        let (batch, kv_heads, group, q_len, kv_len) = (2, 9, 2, 1, 5);
+        for (group, q_len) in [(2, 1), (1, 2)] {
+            whole_blocks(group, q_len);
+        }
+    }
+
+    /// Of a batch of two, with 9 KV heads, of which 3 have 6 rows together.
+    fn whole_blocks(group: usize, q_len: usize) {
+        let (batch, kv_heads, kv_len) = (2, 9, 5);
         let values = vec![0.5f32; batch * kv_heads * kv_len * 4];
         let q = View::new(&values, [batch, kv_heads * group, q_len, 4]).unwrap();
         let k = View::new(&values, [batch, kv_heads, kv_len, 4]).unwrap();
         let inputs = Inputs::new(q, k, k);
         let problem = Problem::of(&inputs);
         let call = Call::new(&problem, Order::VERSION_1, &inputs).unwrap();
-        let grid = Grid::new(&call, Engine::Exact(Level::Portable), 1);
-        assert_eq!([grid.heads, grid.rows, grid.units], [3, 6, 6], "of 9 KV heads 3 have 6 rows together");
+        let grid = Grid::new(&call, true, 1);
+        assert_eq!([grid.heads, grid.rows, grid.units], [3, 6, 6]);
         let order = BlockOrder::with_room(0).unwrap();
         for begun in 0..=grid.units {
             let blocks = Blocks::new(&call, &grid, Begun::first(begun));
             let mut complete = 0;
-            for (sequence, q_head) in
-                (0..batch).flat_map(|sequence| (0..kv_heads * group).map(move |head| (sequence, head)))
-            {
-                let has = blocks.has([sequence, q_head, 0], &[], &order);
-                assert_eq!(has, sequence * 3 + q_head / 6 < begun, "{begun}: {sequence}, {q_head}");
+            for row in 0..batch * kv_heads * 2 {
+                let (head, query) = (row / q_len, row % q_len);
+                let (sequence, q_head) = (head / (kv_heads * group), head % (kv_heads * group));
+                let has = blocks.has([sequence, q_head, query], &[], &order);
+                assert_eq!(has, sequence * 3 + q_head / group / 3 < begun, "{begun}: {sequence}, {q_head}");
                 complete += usize::from(has);
             }
             assert_eq!(blocks.count(&call, &[], &order), complete, "{begun}");
-            for outside in [[0, 0, 1], [0, kv_heads * group, 0], [batch, 0, 0]] {
+            for outside in [[0, 0, q_len], [0, kv_heads * group, 0], [batch, 0, 0]] {
                 assert!(!blocks.has(outside, &[], &order), "{begun}: {outside:?}");
             }
         }

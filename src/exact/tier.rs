@@ -19,6 +19,7 @@ use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
 use crate::kernel::prefetch::{Piece, Share};
 use crate::kernel::score::KeyRows;
+use crate::panels::PANEL;
 use crate::tile::from_memory;
 use std::ops::Range;
 
@@ -30,6 +31,15 @@ pub(super) enum Stored<'a, T> {
 }
 
 impl<'a, T: Element> Stored<'a, T> {
+    /// Asks for a share of a panel's worth of keys from `key` on.
+    #[inline(always)]
+    pub(super) fn ask<I: Isa>(self, isa: I, share: Share, key: usize, head_dim: usize) {
+        match self {
+            Stored::Panels(panels) => share.ask(isa, panels, key * head_dim, PANEL * head_dim),
+            Stored::Rows(rows) => share.ask_rows(isa, rows.data, key, [rows.stride, head_dim]),
+        }
+    }
+
     /// Those of a KV head of a block.
     #[inline(always)]
     pub(super) fn of(call: &Call<'a, T>, block: &Block, kv_head: usize) -> Self {
@@ -46,8 +56,11 @@ impl<'a, T: Element> Stored<'a, T> {
 
 /// A tier on an instruction set. All of it is `#[inline(always)]`.
 pub(crate) trait Tier<I: Isa> {
-    /// A block's keys and values, and all that is needed to use them.
+    /// Keys and values of a KV head of a block, and all that is needed to use them.
     type Source<'a, T: Element>;
+
+    /// Whether blocks of few rows can be of several KV heads: they enter no tile, as nothing is laid out for them.
+    const JOINS_HEADS: bool;
 
     /// Lays out a row's query as the block's row `index`.
     fn pack_query<T: Element>(
@@ -166,6 +179,11 @@ pub(crate) trait TierKernel {
 }
 
 impl Engine {
+    /// See [`Tier::JOINS_HEADS`].
+    pub(crate) fn joins_heads(self) -> bool {
+        matches!(self, Engine::Exact(_))
+    }
+
     /// Runs `kernel` compiled for the tier and level.
     #[inline]
     pub(crate) fn dispatch<K: TierKernel>(self, kernel: K) {

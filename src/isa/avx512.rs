@@ -9,7 +9,7 @@ use half::{bf16, f16};
 macro_rules! op {
     ($body:expr) => {{
         // SAFETY: `self` was built by `new`, so the CPU has the features; every pointer comes from a reference to
-        // an array of exactly the size accessed.
+        // an array of exactly the size accessed, or to a slice whose length the method asserts.
         unsafe { $body }
     }};
 }

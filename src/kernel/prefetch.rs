@@ -10,6 +10,7 @@
 //! | one row of `f32`, AVX-512 | 1.2 | 4 KiB; 2 to 6 are alike, 8 gain nothing, 16 lose a quarter |
 //! | one row of `f32`, AVX2 | 1 for keys; values lose a tenth, if read in order ([`streamed_keys`]) | |
 //! | one row of `f16` or `bf16` | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
+//! | one or two rows of `bf16` that are paired in registers | 0.6 to 1 from panels: they do not ask | |
 //! | several rows | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
 //! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes; at AVX-512 8 lose up to 13 %, 32 up to 6 |
 //!
@@ -18,7 +19,7 @@
 //! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
 //! for some lines of it ([`Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
 //! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
-//! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, 4096 keys; example `bench_worker`,
+//! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, all packed, 4096 keys; example `bench_worker`,
 //! `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
@@ -45,11 +46,11 @@ fn address<T>(data: &[T], at: usize) -> *const u8 {
 /// What a kernel asks for while it goes through key panels. A type, so that a distance that is constant is one in the kernel's loop,
 /// too, which then keeps no register for it.
 pub(crate) trait AheadOfPanels: Copy {
-    /// For `uses` of each element by rows that score `width` columns from `column` on, from `first` in the panel of `dims` rows that
+    /// For `per_load` multiply-adds with each vector, of rows that score `width` columns from `column` on, from `first` in the panel of `dims` rows that
     /// `data` starts with.
     fn scoring<T>(
         self,
-        uses: usize,
+        per_load: usize,
         data: &[T],
         dims: usize,
         first_and_width: [usize; 2],
@@ -59,18 +60,19 @@ pub(crate) trait AheadOfPanels: Copy {
 
 /// The same for rows of values.
 pub(crate) trait AheadOfValues: Copy {
-    /// For `uses` of each element by rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride`
+    /// For `per_load` multiply-adds with each vector, of rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride`
     /// elements apart.
     fn adding<T>(
         self,
-        uses: usize,
+        per_load: usize,
         data: &[T],
         count_and_stride: [usize; 2],
         d_width_and_v_dim: [usize; 3],
     ) -> Prefetch;
 }
 
-/// The lines a little ahead of those it loads. A single row does so only if they are expected to come from memory.
+/// The lines a little ahead of those it loads. A single row (one or two whose
+/// operands are paired in registers) does so only if they are expected to come from memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Near {
     pub(crate) from_memory: bool,
@@ -134,19 +136,25 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// For `uses` of each element from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
+    /// For `per_load` multiply-adds with each vector from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
     /// `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
-    fn near<T>(uses: usize, data: &[T], [at, end]: [usize; 2], per_step: usize, from_memory: bool) -> Self {
+    fn near<T>(
+        per_load: usize,
+        data: &[T],
+        [at, end]: [usize; 2],
+        per_step: usize,
+        from_memory: bool,
+    ) -> Self {
         let bytes = match size_of::<T>() {
-            _ if uses > 1 => AHEAD_BYTES,
+            _ if per_load > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
             _ => AHEAD_BYTES / 2,
         };
         let ahead = bytes / size_of::<T>();
         let ahead = if end.saturating_add(ahead) <= data.len() { ahead } else { 0 };
         let from = address(data, at + ahead);
-        Self { from, per_step: per_step * size_of::<T>(), asks: uses > 1 || from_memory }
+        Self { from, per_step: per_step * size_of::<T>(), asks: per_load > 1 || from_memory }
     }
 
     /// Asks for as many lines as the step loads, `bytes`: always as many, though the next may ask for some of them again; a
@@ -163,13 +171,13 @@ impl AheadOfPanels for Near {
     #[inline(always)]
     fn scoring<T>(
         self,
-        uses: usize,
+        per_load: usize,
         data: &[T],
         dims: usize,
         [first, _]: [usize; 2],
         _column: usize,
     ) -> Prefetch {
-        Prefetch::near(uses, data, [first, PANEL * dims], PANEL, self.from_memory)
+        Prefetch::near(per_load, data, [first, PANEL * dims], PANEL, self.from_memory)
     }
 }
 
@@ -177,7 +185,7 @@ impl AheadOfPanels for NextPanel {
     #[inline(always)]
     fn scoring<T>(
         self,
-        uses: usize,
+        per_load: usize,
         data: &[T],
         dims: usize,
         [first, width]: [usize; 2],
@@ -187,7 +195,7 @@ impl AheadOfPanels for NextPanel {
         let size = PANEL * dims;
         if groups == 1 || 2 * size > data.len() {
             let from_memory = from_memory && groups == 1;
-            return Near { from_memory }.scoring(uses, data, dims, [first, width], column);
+            return Near { from_memory }.scoring(per_load, data, dims, [first, width], column);
         }
         let from = address(data, size + (size * group + first * dims) / groups);
         Prefetch { from, per_step: width.div_ceil(groups) * size_of::<T>(), asks: true }
@@ -198,7 +206,7 @@ impl AheadOfPanels for Elsewhere {
     #[inline(always)]
     fn scoring<T>(
         self,
-        _uses: usize,
+        _per_load: usize,
         _data: &[T],
         dims: usize,
         [_, width]: [usize; 2],
@@ -213,12 +221,12 @@ impl AheadOfValues for Near {
     #[inline(always)]
     fn adding<T>(
         self,
-        uses: usize,
+        per_load: usize,
         data: &[T],
         [count, stride]: [usize; 2],
         [d, ..]: [usize; 3],
     ) -> Prefetch {
-        Prefetch::near(uses, data, [d, count * stride], stride, self.from_memory)
+        Prefetch::near(per_load, data, [d, count * stride], stride, self.from_memory)
     }
 }
 
@@ -226,7 +234,7 @@ impl AheadOfValues for Elsewhere {
     #[inline(always)]
     fn adding<T>(
         self,
-        _uses: usize,
+        _per_load: usize,
         _data: &[T],
         [count, _]: [usize; 2],
         [d, width, v_dim]: [usize; 3],

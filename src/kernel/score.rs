@@ -101,9 +101,8 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     assert!(first + NV * I::LANES <= PANEL, "columns stay inside their panel");
     let mut acc = [[isa.splat(0.0); NV]; MR];
     let dims = &panels.as_chunks::<PANEL>().0[..dims];
-    let uses = MR.div_ceil(P::ROWS);
-    let prefetch = ahead.scoring(uses, panels, dims.len(), [first, NV * I::LANES], column);
-    // As many as `q` has factors, which spares the bounds checks on them.
+    let per_load = MR.div_ceil(P::ROWS);
+    let prefetch = ahead.scoring(per_load, panels, dims.len(), [first, NV * I::LANES], column);
     for step in 0..dims.len().div_ceil(P::ROWS) {
         let second = match dims.get(P::ROWS * step + 1) {
             Some(dim) if P::ROWS == 2 => dim,

@@ -1,8 +1,10 @@
 //! The register tiles as functions of their own, for up to [`MAX_ROWS`](super::MAX_ROWS) rows: what several kernels run is
 //! compiled once for a level, a product, a storage type and what strides are constants. Inlined into each of them, tiles were
 //! two thirds of the crate's code, and compiling it took six times as long. A call costs some nanoseconds and is for a tile's
-//! worth of work. So is what packs operands for them; and in [`crate::exact`] what weighs a group and what ends a block, lest
-//! how fast they are depends on what else there is for the compiler to keep in registers.
+//! worth of work.
+//!
+//! What packs operands for them is a function of its own, too, and in [`crate::exact`] what weighs a group and what ends a block:
+//! their speed depends less on what else the compiler has to keep in registers.
 //!
 //! Products of layers ([`crate::module::Linear`]) inline theirs.
 

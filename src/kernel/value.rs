@@ -151,6 +151,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
     d: usize,
     rows: &mut WeightedRows<'_, P::Factor, impl Stride>,
 ) {
+    const { assert!(P::ROWS == 1 || NV * I::LANES <= P::NO_ROW.len(), "there are zeros for the widest tile") };
     let width = NV * I::LANES;
     let count = keys.len();
     let stride = values.stride.elements();
@@ -164,8 +165,8 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             acc[r][v] = isa.load(&row[v * I::LANES..]);
         }
     }
-    let uses = MR.div_ceil(P::ROWS);
-    let prefetch = values.ahead.adding(uses, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
+    let per_load = MR.div_ceil(P::ROWS);
+    let prefetch = values.ahead.adding(per_load, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];

@@ -131,7 +131,7 @@ fn rules() {
     let options = Rules::OPTIONS;
     let pairs = (0..options.len()).flat_map(|a| (0..=a).map(move |b| (a, b)));
     for (index, (a, b)) in pairs.enumerate() {
-        let (q_len, kv_len) = [(9, 40), (30, 30), (1, 300), (14, 70), (3, 1100)][index % 5];
+        let (q_len, kv_len) = [(9, 40), (30, 30), (1, 300), (14, 70), (3, 1100), (1, 40)][index % 6];
         let (types, storage) = (TYPES[index % TYPES.len()], STORAGES[index % STORAGES.len()]);
         let mut case =
             Case { types, heads: [4, 2], q_len, kv_len, storage, batch: 1 + index % 2, ..Case::default() };
