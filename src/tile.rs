@@ -41,8 +41,8 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
 
 /// Whether the bf16 tier pairs keys and values in registers that are stored as bf16, where no other block of rows shares them:
 /// each group of rows anew, where scratch would serve them all. With 4096 keys of 128 dimensions 4 rows are twice as fast so, 8
-/// rows 1.3 to 1.9 times, 12 rows 1.3 times, 16 rows 1.1 to 1.25; 24 and 32 rows gain 1.15 and 1.08 from panels, nothing or lose a tenth from rows of keys, which are
-/// transposed each time (example `bench_worker`, `LUCID_BF16_DOT=1`).
+/// rows 1.3 to 1.9 times, 12 rows 1.3 times, 16 rows 1.1 to 1.25; 24 and 32 rows gain 1.15 and 1.08 from panels, nothing or lose a
+/// tenth from rows of keys, which are transposed each time (example `bench_worker`, `LUCID_BF16_DOT=1`).
 #[inline(always)]
 pub(crate) fn pairs_in_registers(dtype: DType, rows: usize, panels: bool) -> bool {
     dtype == DType::Bf16 && rows <= if panels { FEW_ROWS } else { 3 * MAX_ROWS }

@@ -251,7 +251,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         }
         let next = next.filter(|_| !source.whole);
         let piece = NextTile::of_rows(next, source.values, source.v_dim);
-        for (run, guard) in pair_runs(runs.runs.clone()) {
+        for (run, guard) in pair_runs(&runs.runs) {
             if run.is_empty() {
                 continue;
             }
@@ -292,7 +292,7 @@ fn add_up<I: Bf16Dot, S: Halves, A: AheadOfValues>(
 
 /// Runs of columns as runs of pairs: one that reaches over the edge of the run without removed keys is guarded.
 #[inline(always)]
-fn pair_runs(runs: [(Range<usize>, bool); 3]) -> [(Range<usize>, bool); 3] {
+fn pair_runs(runs: &[(Range<usize>, bool); 3]) -> [(Range<usize>, bool); 3] {
     let [(before, _), (inner, _), (after, _)] = runs;
     let (start, end) = (before.start / 2, before.end.max(after.end).div_ceil(2));
     let (first, last) = (inner.start.div_ceil(2), inner.end / 2);

@@ -364,7 +364,8 @@ impl Bf16Dot for Avx512<true> {
         let (start, first) = (at - at % 32, (at % 32) as i32);
         let (even, odd): (&[bf16; 32], &[bf16; 32]) = (head(&even[start..]), head(&odd[start..]));
         op!({
-            let [even, odd] = [even, odd].map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+            let even = _mm512_loadu_si512(even.as_ptr().cast());
+            let odd = _mm512_loadu_si512(odd.as_ptr().cast());
             _mm512_permutex2var_epi16(even, zip_order(first, 32 + first), odd)
         })
     }

@@ -19,8 +19,8 @@
 //! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
 //! for some lines of it ([`Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
 //! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
-//! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, all packed, 4096 keys; example `bench_worker`,
-//! `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
+//! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, all packed, 4096 keys; example
+//! `bench_worker`, `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
 //! Random blocks gain 1.02 to 1.04 at 4096 tokens, asking and fewer searches together (bench `sparse`, AVX2).
@@ -46,8 +46,8 @@ fn address<T>(data: &[T], at: usize) -> *const u8 {
 /// What a kernel asks for while it goes through key panels. A type, so that a distance that is constant is one in the kernel's loop,
 /// too, which then keeps no register for it.
 pub(crate) trait AheadOfPanels: Copy {
-    /// For `per_load` multiply-adds with each vector, of rows that score `width` columns from `column` on, from `first` in the panel of `dims` rows that
-    /// `data` starts with.
+    /// For `per_load` multiply-adds with each vector, of rows that score `width` columns from `column` on, from `first` in the panel
+    /// of `dims` rows that `data` starts with.
     fn scoring<T>(
         self,
         per_load: usize,
@@ -60,8 +60,8 @@ pub(crate) trait AheadOfPanels: Copy {
 
 /// The same for rows of values.
 pub(crate) trait AheadOfValues: Copy {
-    /// For `per_load` multiply-adds with each vector, of rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows of values, `stride`
-    /// elements apart.
+    /// For `per_load` multiply-adds with each vector, of rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows
+    /// of values, `stride` elements apart.
     fn adding<T>(
         self,
         per_load: usize,
@@ -71,8 +71,8 @@ pub(crate) trait AheadOfValues: Copy {
     ) -> Prefetch;
 }
 
-/// The lines a little ahead of those it loads. A single row (one or two whose
-/// operands are paired in registers) does so only if they are expected to come from memory.
+/// The lines a little ahead of those it loads. A single row (one or two whose operands are paired in registers) does so only if
+/// they are expected to come from memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Near {
     pub(crate) from_memory: bool,
@@ -136,8 +136,8 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// For `per_load` multiply-adds with each vector from `data[at]` on, `per_step` elements later each time, within a piece of memory that ends at
-    /// `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
+    /// For `per_load` multiply-adds with each vector from `data[at]` on, `per_step` elements later each time, within a piece of memory
+    /// that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
     fn near<T>(
         per_load: usize,
