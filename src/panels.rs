@@ -172,14 +172,13 @@ impl<T: Element> KeyPanels<T> {
         if b >= shape[0] || h >= shape[1] || t >= shape[2] || d >= shape[3] {
             return None;
         }
-        self.head(b, h).get(t / PANEL * PANEL * self.head_dim + d * PANEL + t % PANEL).copied()
+        self.from(b, h).get(t / PANEL * PANEL * self.head_dim + d * PANEL + t % PANEL).copied()
     }
 
-    /// The panels of one head, one after another.
+    /// The panels of one head, one after another, and what lies behind them.
     #[inline]
-    pub(crate) fn head(&self, batch: usize, head: usize) -> &[T] {
+    pub(crate) fn from(&self, batch: usize, head: usize) -> &[T] {
         let tokens = mutant!("heads-a-length-apart", self.capacity, self.len.next_multiple_of(PANEL));
-        let size = tokens * self.head_dim;
-        &self.data[(batch * self.kv_heads + head) * size..][..size]
+        &self.data[(batch * self.kv_heads + head) * tokens * self.head_dim..]
     }
 }

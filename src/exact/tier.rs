@@ -45,7 +45,7 @@ impl<'a, T: Element> Stored<'a, T> {
     pub(super) fn of(call: &Call<'a, T>, block: &Block, kv_head: usize) -> Self {
         let Sequence { batch, k_first, kv_len, .. } = block.sequence;
         match call.keys {
-            Keys::Panels(panels) => Stored::Panels(panels.head(batch, kv_head)),
+            Keys::Panels(panels) => Stored::Panels(panels.from(batch, kv_head)),
             Keys::Rows(view) => {
                 let (data, stride) = (view.from(batch, kv_head, k_first), view.strides()[2]);
                 Stored::Rows(KeyRows { data, stride, len: kv_len, from_memory: from_memory(call.work) })

@@ -16,6 +16,9 @@
 //!
 //! [`streamed_keys`]: crate::tile::streamed_keys
 //!
+//! Where a head ends, they ask for what lies behind it: in most layouts the next head, which is read next. One query against 1024
+//! keys of 64 dimensions (256 heads) is 1.05 to 1.12 times as fast from rows, 1.0 to 1.08 from panels (example `bench_worker`).
+//!
 //! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
 //! for some lines of it ([`Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
 //! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
@@ -265,11 +268,12 @@ pub(crate) struct PrefetchRows<'a, T> {
 }
 
 impl<'a, T: Element> PrefetchRows<'a, T> {
-    /// For `count` keys from `first` on. Where rows end sooner than it reaches ahead, it asks for what is at hand already.
+    /// For `count` keys from `first` on. Where memory ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
     pub(crate) fn new(keys: KeyRows<'a, T>, head_dim: usize, [first, count]: [usize; 2]) -> Self {
         let ahead = first + AHEAD_BYTES.div_ceil(head_dim * size_of::<T>());
-        let first = if ahead + count <= keys.len { ahead } else { first };
+        let there = (ahead + count).saturating_mul(keys.stride) <= keys.data.len();
+        let first = if there { ahead } else { first };
         let lines = count * T::COLUMNS * size_of::<T>() / LINE_BYTES;
         Self { keys, head_dim, row: first * keys.stride, element: 0, lines }
     }

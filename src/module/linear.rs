@@ -202,7 +202,7 @@ impl Linear {
     ) {
         let (rows, width) = (x.len() / self.inputs, columns.len());
         let run = |part: Part<'_, '_>| {
-            let weights = panels.head(0, 0);
+            let weights = panels.from(0, 0);
             let Self { bias, inputs, activation, .. } = self;
             self.level.dispatch(LinearKernel {
                 weights,
