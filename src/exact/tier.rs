@@ -23,7 +23,7 @@ use crate::panels::PANEL;
 use crate::tile::from_memory;
 use std::ops::Range;
 
-/// A head's keys as they are stored.
+/// A head's keys as they are stored, and what lies behind them.
 #[derive(Clone, Copy)]
 pub(super) enum Stored<'a, T> {
     Panels(&'a [T]),

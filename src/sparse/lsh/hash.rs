@@ -166,7 +166,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
         let columns = scores.len() / MAX_ROWS;
         let own = if rotations.directions.shape()[1] == 1 { 0 } else { unit % heads };
         let panels = rotations.directions.from(0, own);
-        assert!(panels.len() >= columns.div_ceil(PANEL) * PANEL * dim, "panels are whole");
+        assert!(rotations.directions.capacity() >= columns.div_ceil(PANEL) * PANEL, "panels are whole");
         for first in (0..tokens).step_by(MAX_ROWS) {
             let count = MAX_ROWS.min(tokens - first);
             for (token, row) in (first..first + count).zip(rows.chunks_exact_mut(dim)) {
