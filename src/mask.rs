@@ -329,7 +329,7 @@ impl<'a> Mask<'a> {
 
     /// The smallest run of keys that holds all that row may attend among `0..kv_len`.
     #[inline(always)]
-    pub(crate) fn interval(&self, row: MaskRow, kv_len: usize) -> Range<usize> {
+    pub(crate) fn interval(&self, row: &MaskRow, kv_len: usize) -> Range<usize> {
         let mut range = 0..kv_len;
         if self.causal {
             let next = row.q_pos.saturating_add(1);
@@ -357,7 +357,7 @@ impl<'a> Mask<'a> {
     /// What documents and lists leave of a row's interval. Apart, so that what most masks are is inlined: calls for each
     /// row show in calls of few keys.
     #[inline(never)]
-    fn within_documents_and_lists(&self, row: MaskRow, mut range: Range<usize>) -> Range<usize> {
+    fn within_documents_and_lists(&self, row: &MaskRow, mut range: Range<usize>) -> Range<usize> {
         if let Some(bounds) = self.documents {
             let document = document(bounds, row.q_pos);
             range = range.start.max(document.start)..range.end.min(document.end);
@@ -440,6 +440,12 @@ pub(crate) struct MaskRow {
     pub(crate) q_pos: i64,
     /// Its blocks, if the mask has any.
     pub(crate) blocks: RowBlocks,
+}
+
+impl MaskRow {
+    /// A row that stands nowhere.
+    pub(crate) const NONE: MaskRow =
+        MaskRow { sequence: 0, q_head: 0, query: 0, q_pos: 0, blocks: RowBlocks::NONE };
 }
 
 /// The spans that end after `key`.

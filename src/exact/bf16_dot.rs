@@ -103,20 +103,20 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
     const JOINS_HEADS: bool = false;
 
     #[inline(always)]
-    fn pack_query<T: Element>(
+    fn pack_queries<T: Element>(
         isa: I,
         call: &Call<'_, T>,
         sequence: &Sequence,
-        row: &BlockRow,
-        index: usize,
+        rows: &[BlockRow],
         operands: &mut Operands,
     ) {
         let head_dim = call.problem.head_dim;
-        let dims = pairs(head_dim);
-        let packed = &mut operands.pairs.queries[index * dims..][..dims];
+        let (dims, packed) = (pairs(head_dim), &mut operands.pairs.queries);
         with_any_view!(call.q, q => {
-            let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
-            narrow_row(isa, &query[..head_dim], packed);
+            for (index, row) in rows.iter().enumerate() {
+                let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+                narrow_row(isa, &query[..head_dim], &mut packed[index * dims..][..dims]);
+            }
         });
     }
 

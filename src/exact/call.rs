@@ -128,7 +128,7 @@ impl<T: Element> Call<'_, T> {
             let mask = Mask { intervals: None, blocks: None, ..self.mask };
             let rows = [0, last / 2, last].map(|query| {
                 let q_pos = sequence.q_start.saturating_add(query as i64);
-                mask.interval(mask.row(sequence.index, 0, query, q_pos), sequence.kv_len)
+                mask.interval(&mask.row(sequence.index, 0, query, q_pos), sequence.kv_len)
             });
             let [first, middle, last] = rows.each_ref().map(|keys| keys.len() as f64);
             let in_intervals = sequence.q_len as f64 * (first + 2.0 * middle + last) / 4.0;

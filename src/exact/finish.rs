@@ -1,12 +1,12 @@
-//! The end of a row: sink, division, store, LSE.
+//! The end of rows: sink, division, store, LSE.
 
 use super::block::BlockRow;
 use super::call::Call;
-use super::measure::{PartSums, row_metrics};
-use super::peaks::Peaks;
+use super::measure::{Measured, row_metrics};
 use super::sequence::Sequence;
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::{scale_row, store_row};
 use crate::math;
 use crate::metrics::RowMetrics;
@@ -37,55 +37,110 @@ pub(crate) fn with_sink<I: Isa>(isa: I, state: &Partial, sink: f32) -> (Partial,
     (Partial { max, sum, ..*state }, factor)
 }
 
-/// Finishes one row: `acc` is its output row before division.
+impl Targets<'_> {
+    /// Whether nothing is wanted but outputs.
+    fn are_outputs(&self) -> bool {
+        self.lse.is_none() && self.row_max.is_none() && self.metrics.is_none()
+    }
+}
+
+/// Finishes up to [`MAX_ROWS`] rows: `acc` holds their output rows before division, `stride` elements apart.
+///
+/// Divisors come first, of all rows, so that little stands between the divisions, which the core starts one after another
+/// and does not wait for.
 ///
 /// # Safety
-/// - No other task finishes the same row of the same targets.
+/// - No other task finishes the same rows of the same targets.
 #[inline(always)]
-pub(crate) unsafe fn finish_row<I: Isa, T: Element>(
+pub(crate) unsafe fn finish_rows<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     sequence: &Sequence,
-    (row, sums, peaks): (&BlockRow, &PartSums, Option<Peaks<'_>>),
-    acc: &mut [f32],
+    (rows, mut measured): (&[BlockRow], Option<Measured<'_>>),
+    (acc, stride): (&mut [f32], usize),
     targets: &Targets<'_>,
 ) {
-    let first = mutant!("rows-of-the-first-sequence", sequence.q_first, 0);
-    let place = (sequence.batch, row.mask.q_head, first + row.mask.query);
-    let state = &row.total.finished();
-    let (mut end, mut factor, mut divisor) = (*state, 1.0, 1.0);
-    if mutant!("row-without-keys-is-divided", state.seen, true) {
-        if let Some(sinks) = call.sinks {
-            (end, factor) = with_sink(isa, state, sinks[row.mask.q_head]);
-            if factor != 1.0 {
-                scale_row(isa, acc, factor);
-            }
+    let mut divisors = [1.0; MAX_ROWS];
+    let plain = call.sinks.is_none() && targets.are_outputs();
+    for (index, (row, acc)) in rows.iter().zip(acc.chunks_exact_mut(stride)).enumerate() {
+        let mut state = row.total.finished();
+        if !plain {
+            // SAFETY: this function's own.
+            state = unsafe {
+                finish_state(isa, call, sequence, (row, state), index, &mut measured, acc, targets)
+            };
         }
-        divisor = end.sum;
-    } else {
-        acc[mutant!("row-without-keys-not-written", 0, 1)..].fill(0.0);
+        if mutant!("row-without-keys-is-divided", state.seen, true) {
+            divisors[index] = state.sum;
+        } else {
+            acc[mutant!("row-without-keys-not-written", 0, 1)..].fill(0.0);
+        }
+    }
+    let rows = (sequence, rows, &divisors);
+    // SAFETY: this function's own.
+    unsafe {
+        match &targets.out {
+            AnyRows::F32(out) => store_rows(isa, rows, acc, stride, out),
+            AnyRows::F16(out) => store_rows(isa, rows, acc, stride, out),
+            AnyRows::Bf16(out) => store_rows(isa, rows, acc, stride, out),
+        }
+    }
+}
+
+/// Where a row's results lie.
+#[inline(always)]
+fn place(sequence: &Sequence, row: &BlockRow) -> (usize, usize, usize) {
+    let first = mutant!("rows-of-the-first-sequence", sequence.q_first, 0);
+    (sequence.batch, row.mask.q_head, first + row.mask.query)
+}
+
+/// Takes a row's sink into its state, which it returns, and its output row, and puts what else is wanted of it.
+///
+/// # Safety
+/// - As [`finish_rows`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one row of what its only caller has of several")]
+unsafe fn finish_state<I: Isa, T: Element>(
+    isa: I,
+    call: &Call<'_, T>,
+    sequence: &Sequence,
+    (row, state): (&BlockRow, Partial),
+    index: usize,
+    measured: &mut Option<Measured<'_>>,
+    acc: &mut [f32],
+    targets: &Targets<'_>,
+) -> Partial {
+    let place = place(sequence, row);
+    let (mut end, mut factor) = (state, 1.0);
+    if state.seen
+        && let Some(sinks) = call.sinks
+    {
+        (end, factor) = with_sink(isa, &state, sinks[row.mask.q_head]);
+        if factor != 1.0 {
+            scale_row(isa, acc, factor);
+        }
     }
     // A NaN may hide from the maximum, but not from the sum.
     let max = if state.sum.is_nan() { f32::NAN } else { state.max * LN_2 + 0.0 };
     // SAFETY: the row is the caller's alone, in each of the targets.
     unsafe {
-        match targets.out {
-            AnyRows::F32(rows) => store(isa, acc, divisor, &rows, place),
-            AnyRows::F16(rows) => store(isa, acc, divisor, &rows, place),
-            AnyRows::Bf16(rows) => store(isa, acc, divisor, &rows, place),
-        }
         if let Some(rows) = &targets.lse {
-            put(rows, place, lse(mutant!("sink-in-the-lse", state, &end)));
+            put(rows, place, lse(mutant!("sink-in-the-lse", &state, &end)));
         }
         if let Some(rows) = &targets.row_max {
             put(rows, place, max);
         }
-        if let (Some(rows), Some(measures)) = (&targets.metrics, call.measures) {
-            let mut metrics = row_metrics(isa, measures, sums, state, (&end, factor));
-            peaks.iter().for_each(|peaks| peaks.write(isa, &end, &mut metrics));
+        if let (Some(rows), Some(Measured { measures, sums, memory })) = (&targets.metrics, measured) {
+            let mut metrics = row_metrics(isa, *measures, &sums[index].total, &state, (&end, factor));
+            if measures.find_peaks()
+                && let Some(peaks) = sums[index].peaks(*measures, memory.row(index))
+            {
+                peaks.write(isa, &end, &mut metrics);
+            }
             put(rows, place, RowMetrics { all_keys: sequence.key_count, ..metrics });
         }
     }
+    end
 }
 
 /// The natural logarithm of the sum of exponentials.
@@ -95,19 +150,24 @@ fn lse(state: &Partial) -> f32 {
     if state.seen { (state.max + math::log2(state.sum)) * ln_2 } else { none }
 }
 
+/// Divides and stores.
+///
 /// # Safety
-/// - As [`SharedRows::row`].
+/// - As [`finish_rows`].
 #[inline(always)]
-unsafe fn store<I: Isa, Q: Element>(
+unsafe fn store_rows<I: Isa, Q: Element>(
     isa: I,
+    (sequence, rows, divisors): (&Sequence, &[BlockRow], &[f32; MAX_ROWS]),
     acc: &[f32],
-    divisor: f32,
-    rows: &SharedRows<'_, Q>,
-    (b, h, t): (usize, usize, usize),
+    stride: usize,
+    out: &SharedRows<'_, Q>,
 ) {
-    // SAFETY: this function's own.
-    let out = unsafe { rows.row(b, h, t) };
-    store_row(isa, &acc[..out.len()], divisor, out);
+    for ((row, &divisor), acc) in rows.iter().zip(divisors).zip(acc.chunks_exact(stride)) {
+        let (b, h, t) = place(sequence, row);
+        // SAFETY: this function's own.
+        let out = unsafe { out.row(b, h, t) };
+        store_row(isa, &acc[..out.len()], divisor, out);
+    }
 }
 
 /// # Safety

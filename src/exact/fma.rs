@@ -71,19 +71,20 @@ impl<I: Isa> Tier<I> for FmaTier {
     const JOINS_HEADS: bool = true;
 
     #[inline(always)]
-    fn pack_query<T: Element>(
+    fn pack_queries<T: Element>(
         isa: I,
         call: &Call<'_, T>,
         sequence: &Sequence,
-        row: &BlockRow,
-        index: usize,
+        rows: &[BlockRow],
         operands: &mut Operands,
     ) {
-        let head_dim = call.problem.head_dim;
-        let packed = &mut operands.queries[index * head_dim..][..head_dim];
+        let (head_dim, packed) = (call.problem.head_dim, &mut operands.queries);
         with_any_view!(call.q, q => {
-            let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
-            pack_query(isa, &query[..head_dim], call.rules.factor, packed);
+            for (index, row) in rows.iter().enumerate() {
+                let query = q.from(sequence.batch, row.mask.q_head, sequence.q_first + row.mask.query);
+                let packed = &mut packed[index * head_dim..][..head_dim];
+                pack_query(isa, &query[..head_dim], call.rules.factor, packed);
+            }
         });
     }
 

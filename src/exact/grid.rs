@@ -15,8 +15,8 @@
 
 use super::block::{Block, BlockKernel, End, describe_rows};
 use super::call::Call;
-use super::finish::{Targets, finish_row};
-use super::measure::PartSums;
+use super::finish::{Targets, finish_rows};
+use super::measure::{Measured, RowSums};
 use super::order::BlockOrder;
 use super::partials::Partials;
 use super::tier::{Engine, Tier, TierKernel};
@@ -224,15 +224,21 @@ struct MergeKernel<'a, 's, T: Element> {
 impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
     #[inline(always)]
     fn run<I: Isa, E: Tier<I>>(self, isa: I) {
-        let Scratch { rows, total, acc_stride, .. } = self.scratch;
+        let Scratch { rows, total, peaks, acc_stride, .. } = self.scratch;
         describe_rows(self.call, self.block, rows);
         let acc = &mut total[..*acc_stride];
         for (index, row) in rows.iter_mut().enumerate() {
+            let mut sums = RowSums::EMPTY;
             // SAFETY: units are merged one after another, when all tasks are done, and each has its own rows.
             unsafe {
-                let mut sums = PartSums::EMPTY;
-                row.total = self.partials.merge(isa, self.unit, self.splits, index, (acc, &mut sums));
-                finish_row(isa, self.call, &self.block.sequence, (row, &sums, None), acc, self.targets);
+                row.total = self.partials.merge(isa, self.unit, self.splits, index, (acc, &mut sums.total));
+                let measured = self.call.measures.map(|measures| Measured {
+                    measures,
+                    sums: std::slice::from_mut(&mut sums),
+                    memory: peaks.of_rows(0..1),
+                });
+                let row = (std::slice::from_ref(row), measured);
+                finish_rows(isa, self.call, &self.block.sequence, row, (acc, *acc_stride), self.targets);
             }
         }
     }

@@ -7,7 +7,7 @@
 //! Visible            one row: all columns looked at, an interval of them, or what bits say
 //! ```
 
-use super::block::BlockRow;
+use super::block::{BlockRow, Reach};
 use super::call::Call;
 use super::columns::Columns;
 use super::measure::{Measured, weigh_measured};
@@ -155,55 +155,58 @@ impl GroupShape {
         Self { some: 0..len, all: len..len, columns: Columns::up_to(len), whole: false }
     }
 
-    /// `None` if no row has a key in the tile. Leaves in `bits` which columns the rows may attend, where it takes bits.
+    /// Leaves of a whole tile what the rows need; says whether that is anything. Leaves in `bits` which columns they may attend,
+    /// where it takes bits.
+    ///
+    /// In place, as small fields that are copied as larger words wait for their stores, which shows in calls of few keys.
     #[inline(always)]
-    pub(super) fn new<T: Element>(
+    pub(super) fn narrow<T: Element>(
+        &mut self,
         call: &Call<'_, T>,
         rows: &[BlockRow],
         visit: &Visit,
         bits: &mut [TileBits; MAX_ROWS],
-    ) -> Option<Self> {
+    ) -> bool {
         let tile = &visit.tile;
-        let (mut some, mut all) = (Range { start: TILE, end: 0 }, 0..TILE);
-        for row in rows {
-            let own = columns_of(&row.keys, tile);
-            all = all.start.max(own.start)..all.end.min(own.end);
-            if !own.is_empty() {
-                some = some.start.min(own.start)..some.end.max(own.end);
-            }
-        }
+        let mut reach = Reach::NONE;
+        rows.iter().for_each(|row| reach.add(&columns_of(&row.keys, tile)));
+        let Reach { some, mut all } = reach;
         if some.is_empty() {
-            return None;
+            return false;
         }
         if call.mask.has_bits() {
-            return Self::of_bits(call, rows, visit, &all, bits);
+            return self.narrow_by_bits(call, rows, visit, &all, bits);
         }
         if all.start >= all.end {
             all = some.end..some.end;
         }
-        let columns = Columns::around(&some);
-        Some(Self { some, all, columns, whole: false })
+        self.columns = Columns::around(&some);
+        (self.some, self.all, self.whole) = (some, all, false);
+        true
     }
 
-    /// [`GroupShape::new`] where intervals do not say it all; that of all rows is `all`.
+    /// [`GroupShape::narrow`] where intervals do not say it all; that of all rows is `all`.
     #[inline(never)]
-    fn of_bits<T: Element>(
+    fn narrow_by_bits<T: Element>(
+        &mut self,
         call: &Call<'_, T>,
         rows: &[BlockRow],
         visit: &Visit,
         all: &Range<usize>,
         bits: &mut [TileBits; MAX_ROWS],
-    ) -> Option<Self> {
+    ) -> bool {
         if let Some((columns, some)) = full_blocks(call, rows, visit, all) {
-            return Some(Self { all: some.end..some.end, columns, some, whole: true });
+            *self = Self { all: some.end..some.end, columns, some, whole: true };
+            return true;
         }
         let mut some = TileBits::default();
         for (row, bits) in rows.iter().zip(bits) {
             *bits = row_bits(call, row, &visit.tile);
             some.iter_mut().zip(&*bits).for_each(|(word, bits)| *word |= bits);
         }
-        let hull = hull_of(&some)?;
-        Some(Self { all: hull.end..hull.end, columns: Columns::of(&some), some: hull, whole: false })
+        let Some(hull) = hull_of(&some) else { return false };
+        *self = Self { all: hull.end..hull.end, columns: Columns::of(&some), some: hull, whole: false };
+        true
     }
 
     /// Those of a run of the columns to add up. `shared` has the columns that every row attends, if intervals do not say:

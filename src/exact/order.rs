@@ -89,7 +89,7 @@ fn work<T: Element>(call: &Call<'_, T>, grid: &Grid, block: usize) -> f64 {
         let queries = rows.start / group..rows.end.div_ceil(group);
         let last = queries.end - 1;
         let row = intervals.row(sequence.index, 0, last, position(last));
-        let most = queries.len() as f64 * intervals.interval(row, sequence.kv_len).len() as f64;
+        let most = queries.len() as f64 * intervals.interval(&row, sequence.kv_len).len() as f64;
         let of_head = |head| {
             let pairs = blocks.pairs(sequence.index, head, position(queries.start)..position(queries.end));
             pairs.min(most)

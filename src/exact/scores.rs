@@ -5,7 +5,7 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow, describe_row};
+use super::block::{Block, BlockRow};
 use super::call::Call;
 use super::columns::Columns;
 use super::finish::with_sink;
@@ -153,10 +153,11 @@ impl<T: Element> TierKernel for ScoreKernel<'_, '_, T> {
         scratch.rows.clear();
         for row in place.rows.clone() {
             let token = targets.chosen.rows.map_or(row, |rows| rows[row]);
-            let row = describe_row(call, &sequence, token - sequence.q_first, q_head);
-            E::pack_query(isa, call, &sequence, &row, scratch.rows.len(), &mut scratch.operands);
-            scratch.rows.push(row);
+            let mut described = BlockRow::EMPTY;
+            described.describe(call, &sequence, token - sequence.q_first, q_head);
+            scratch.rows.push(described);
         }
+        E::pack_queries(isa, call, &sequence, &scratch.rows, &mut scratch.operands);
         let kv_head =
             mutant!("scores-of-tiled-heads", q_head / call.problem.group(), q_head % call.problem.kv_heads);
         let (rows, keys) = (0..place.rows.len(), 0..sequence.kv_len);

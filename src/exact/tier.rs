@@ -62,13 +62,12 @@ pub(crate) trait Tier<I: Isa> {
     /// Whether blocks of few rows can be of several KV heads: they enter no tile, as nothing is laid out for them.
     const JOINS_HEADS: bool;
 
-    /// Lays out a row's query as the block's row `index`.
-    fn pack_query<T: Element>(
+    /// Lays out the queries of a block's rows.
+    fn pack_queries<T: Element>(
         isa: I,
         call: &Call<'_, T>,
         sequence: &Sequence,
-        row: &BlockRow,
-        index: usize,
+        rows: &[BlockRow],
         operands: &mut Operands,
     );
 

@@ -103,7 +103,7 @@ impl BlockLayout {
         }
         let kv_len = mask.kv_lens.map_or(grid.kv_len, |lens| lens[0].min(grid.kv_len));
         Self::from_ranges(grid, |query, list| {
-            list.push(mask.interval(mask.row(0, 0, query, query as i64), kv_len))
+            list.push(mask.interval(&mask.row(0, 0, query, query as i64), kv_len))
         })
     }
 }

@@ -223,7 +223,7 @@ impl Visits<'_> {
         let (sequence, q_head) = (unit / self.heads, unit % self.heads);
         let kv_len = self.mask.kv_lens.map_or(self.orders.tokens, |lens| lens[sequence]);
         let row = self.mask.row(sequence, q_head, query, query as i64);
-        let keys = self.mask.interval(row, kv_len);
+        let keys = self.mask.interval(&row, kv_len);
         keys.start as u32..keys.end as u32
     }
 
