@@ -443,7 +443,7 @@ pub(crate) struct MaskRow {
 }
 
 impl MaskRow {
-    /// A row that stands nowhere.
+    /// Stands in for a row that is not known yet.
     pub(crate) const NONE: MaskRow =
         MaskRow { sequence: 0, q_head: 0, query: 0, q_pos: 0, blocks: RowBlocks::NONE };
 }

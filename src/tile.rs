@@ -17,11 +17,11 @@ pub(crate) const FEW_ROWS: usize = 32;
 /// group of rows would transpose them again.
 pub(crate) const FUSED_ROWS: usize = MAX_ROWS;
 
-/// Rows of the next group of a block of which `left` are left: a whole register tile's, if there are as many. With vectors of
-/// 16 lanes and keys from a cache 7 and 8 rows are halved, as a tile of one or two rows has hardly more multiply-adds than
-/// loads: 7 rows are 1.1 times as fast as 6 and 1, 8 rows 1.02 to 1.06 times; 9 to 11 make no difference. Keys from memory are
-/// worked on while they come, and halves lose up to a fifth; so do 5 % with 8 lanes (example `bench_worker`, 256 keys of 64 and
-/// 4096 of 128 dimensions, levels AVX-512 and AVX2).
+/// Rows of the next group of a block of which `left` are left, where no lists say which keys they visit: a whole register tile's,
+/// if there are as many. With vectors of 16 lanes and keys from a cache 7 and 8 rows are halved, as a tile of one or two rows has
+/// hardly more multiply-adds than loads: 7 rows are 1.08 to 1.1 times as fast as 6 and 1 (f32, f16, bf16), 8 rows 1.02 to 1.06
+/// times (the same, and the bf16 tier); 9 to 11 make no difference. From memory 8 rows of f32 lose up to a fifth by it, with 8
+/// lanes 5 % (example `bench_worker`, 256 keys of 64 and 4096 of 128 dimensions, levels AVX-512 and AVX2).
 #[inline(always)]
 pub(crate) fn group_rows(lanes: usize, from_memory: bool, left: usize) -> usize {
     let halved = lanes == 16 && !from_memory && MAX_ROWS < left && left <= MAX_ROWS + 2;
@@ -245,6 +245,35 @@ pub(crate) fn max_split_units(workers: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Groups are all rows, and no more than a register tile has.
+    #[test]
+    fn groups_of_rows() {
+        let groups = |lanes, from_memory, rows: usize| {
+            let mut left = rows;
+            let mut groups = Vec::new();
+            while left > 0 {
+                groups.push(group_rows(lanes, from_memory, left));
+                left -= groups[groups.len() - 1];
+            }
+            groups
+        };
+        for (rows, halved, whole) in [
+            (1, vec![1], vec![1]),
+            (6, vec![6], vec![6]),
+            (7, vec![4, 3], vec![6, 1]),
+            (8, vec![4, 4], vec![6, 2]),
+            (9, vec![6, 3], vec![6, 3]),
+            (14, vec![6, 4, 4], vec![6, 6, 2]),
+        ] {
+            assert_eq!(groups(16, false, rows), halved, "{rows} rows");
+            assert_eq!(
+                [groups(16, true, rows), groups(8, false, rows)],
+                [whole.clone(), whole],
+                "{rows} rows"
+            );
+        }
+    }
 
     /// Blocks that are aligned are as many as are wanted, no larger than scratch, and no more than there is room to order.
     #[test]

@@ -67,7 +67,7 @@ pub(crate) unsafe fn finish_rows<I: Isa, T: Element>(
         if !plain {
             // SAFETY: this function's own.
             state = unsafe {
-                finish_state(isa, call, sequence, (row, state), index, &mut measured, acc, targets)
+                finish_state(isa, call, sequence, (row, state), (index, &mut measured), acc, targets)
             };
         }
         if mutant!("row-without-keys-is-divided", state.seen, true) {
@@ -99,14 +99,12 @@ fn place(sequence: &Sequence, row: &BlockRow) -> (usize, usize, usize) {
 /// # Safety
 /// - As [`finish_rows`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "one row of what its only caller has of several")]
 unsafe fn finish_state<I: Isa, T: Element>(
     isa: I,
     call: &Call<'_, T>,
     sequence: &Sequence,
     (row, state): (&BlockRow, Partial),
-    index: usize,
-    measured: &mut Option<Measured<'_>>,
+    (index, measured): (usize, &mut Option<Measured<'_>>),
     acc: &mut [f32],
     targets: &Targets<'_>,
 ) -> Partial {

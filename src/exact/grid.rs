@@ -229,16 +229,16 @@ impl<T: Element> TierKernel for MergeKernel<'_, '_, T> {
         let acc = &mut total[..*acc_stride];
         for (index, row) in rows.iter_mut().enumerate() {
             let mut sums = RowSums::EMPTY;
+            let parts = (&mut *acc, &mut sums.total);
             // SAFETY: units are merged one after another, when all tasks are done, and each has its own rows.
+            row.total = unsafe { self.partials.merge(isa, self.unit, self.splits, index, parts) };
+            // Peaks are not looked for where keys are split: no row has memory for them.
+            let (sums, memory) = (std::slice::from_mut(&mut sums), peaks.of_rows(0..0));
+            let measured = self.call.measures.map(|measures| Measured { measures, sums, memory });
+            let rows = (std::slice::from_ref(row), measured);
+            // SAFETY: as above.
             unsafe {
-                row.total = self.partials.merge(isa, self.unit, self.splits, index, (acc, &mut sums.total));
-                let measured = self.call.measures.map(|measures| Measured {
-                    measures,
-                    sums: std::slice::from_mut(&mut sums),
-                    memory: peaks.of_rows(0..1),
-                });
-                let row = (std::slice::from_ref(row), measured);
-                finish_rows(isa, self.call, &self.block.sequence, row, (acc, *acc_stride), self.targets);
+                finish_rows(isa, self.call, &self.block.sequence, rows, (acc, *acc_stride), self.targets);
             }
         }
     }

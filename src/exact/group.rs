@@ -158,7 +158,8 @@ impl GroupShape {
     /// Leaves of a whole tile what the rows need; says whether that is anything. Leaves in `bits` which columns they may attend,
     /// where it takes bits.
     ///
-    /// In place, as small fields that are copied as larger words wait for their stores, which shows in calls of few keys.
+    /// In place: an `Option` of it would be copied in words larger than its fields, and wait for their stores. Calls of 16 to 128
+    /// tokens are 1.01 to 1.02 times as fast so (example `bench_worker`, level AVX-512).
     #[inline(always)]
     pub(super) fn narrow<T: Element>(
         &mut self,

@@ -227,9 +227,7 @@ impl<'a> Peaks<'a> {
         let logits = &self.kept[..count.next_multiple_of(SUM_LANES)];
         if let Some(threshold) = self.options.threshold {
             let reach = isa.call(CountReaching { logits, count, end, threshold });
-            // Of a stopped call keys are kept that no sum has yet; such rows are unspecified.
-            let below = row.keys.saturating_sub(reach);
-            row.below_threshold = Some(if row.is_undefined() { 0 } else { below });
+            row.below_threshold = Some(if row.is_undefined() { 0 } else { row.keys - reach });
         }
         let top_k = self.options.top_k;
         if top_k > 0 {

@@ -26,9 +26,9 @@ pub(crate) struct Scratch {
     pub(crate) bits: [TileBits; MAX_ROWS],
     /// Which all of them may, where bits say.
     pub(crate) shared: TileBits,
-    /// Output rows of the current split.
+    /// Output rows of the current split, if it is not a block's first.
     pub(crate) acc: AlignedBuf<f32>,
-    /// Output rows of the splits so far.
+    /// Output rows of the first split, and of all so far.
     pub(crate) total: AlignedBuf<f32>,
     pub(crate) rows: Vec<BlockRow>,
     /// As many as rows where the call measures, none where it does not.

@@ -134,6 +134,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
 
     // B30: memory is read before it is written (rten #81, OpenBLAS #929, blaspp #39).
     bug("sums-start-as-left", "scratch is not cleared", &["laws workspaces::used_before"]),
+    bug("states-start-as-left", "maxima and sums of other rows are not cleared", &["laws workspaces::used_before"]),
+    bug("metrics-of-the-first-group", "all rows of a block have the sums of its first", &["metrics calls::rows_alone", "metrics definition::random"]),
     bug("packed-values-of-another-head", "values packed for another head are used", &["lib exact::tests::shared_keys_and_values", "determinism pieces::any_company", "laws workspaces::used_for_other_keys", "exact options_three_at_a_time"]),
     bug("values-packed-to-the-end-of-the-tile", "a panel is taken for packed that was packed in part", &["sparse exactness::close_to_the_reference", "determinism threads::any_number_of_threads", "laws workspaces::used_before"]),
     bug("packed-keys-of-the-last-call", "packed keys of an earlier call are used again", &["laws workspaces::used_for_other_keys"]),
