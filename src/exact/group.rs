@@ -135,7 +135,7 @@ pub(crate) struct GroupShape {
 }
 
 impl GroupShape {
-    /// Every row needs all of a tile, whose length is a multiple of 16.
+    /// Every row needs all of a tile, whose length is a multiple of 16; of any other it is to be [narrowed](Self::narrow).
     #[inline(always)]
     pub(super) fn whole(len: usize) -> Self {
         Self { some: 0..len, all: 0..len, columns: Columns::up_to(len), whole: true }
