@@ -37,8 +37,11 @@ pub struct Explanation {
     pub splits: usize,
     /// The block mask, if there is one.
     pub blocks: Option<BlockMaskExplanation>,
-    /// Estimated time on one thread, which decides whether others are woken.
+    /// Estimated time on one thread, which decides whether others help.
     pub estimated_microseconds: f64,
+    /// From how much on they do: [`PlanOptions::spread_from_microseconds`](crate::PlanOptions::spread_from_microseconds), or
+    /// less between products of a layer that are spread.
+    pub spread_from_microseconds: f64,
     /// Scratch memory of the plan.
     pub workspace_bytes: usize,
 }
@@ -92,7 +95,6 @@ pub enum KeyPath {
 
 impl Explanation {
     pub(crate) fn new<T: Element>(plan: &Plan, call: &Call<'_, T>, q_dtype: DType, grid: &Grid) -> Self {
-        let [multiply_adds, kv_bytes] = call.work;
         let shares_keys = grid.blocks_per_unit > 1;
         let panels = matches!(call.keys, Keys::Panels(_));
         let as_stored = match plan.bf16_dot() {
@@ -118,7 +120,8 @@ impl Explanation {
             tasks: grid.units.saturating_mul(grid.blocks_per_unit).saturating_mul(grid.splits),
             splits: grid.splits,
             blocks: call.mask.blocks.map(|mask| BlockMaskExplanation::new(mask, visited_pairs(call))),
-            estimated_microseconds: tile::nanoseconds(multiply_adds, kv_bytes) / 1e3,
+            estimated_microseconds: tile::nanoseconds(call.work) / 1e3,
+            spread_from_microseconds: call.spread(plan.spread).least_microseconds(),
             workspace_bytes: plan.workspace_bytes(),
         }
     }
@@ -158,7 +161,7 @@ impl fmt::Display for Explanation {
                 density * 100.0
             )?;
         }
-        let why = match (threads, self.estimated_microseconds * 1e3 < tile::PARALLEL_NANOSECONDS) {
+        let why = match (threads, self.estimated_microseconds < self.spread_from_microseconds) {
             (1, true) => "too little work to wake another thread",
             (1, false) => "one task, or no other thread in the plan or the pool",
             _ => "enough work for all",

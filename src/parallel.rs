@@ -11,6 +11,7 @@
 //! task. Each worker owns a part of the caller's scratch. Without the `rayon` feature there is one worker.
 
 use crate::error::AttentionError;
+use crate::tile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,6 +28,51 @@ pub(crate) fn check_max_threads(max_threads: Option<usize>) -> Result<(), Attent
         return Err(AttentionError::Value { operand: "max_threads", expected: "at least 1", got });
     }
     Ok(())
+}
+
+/// Who works on something: the thread that asks for it, or several workers if it is work enough.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    max_threads: usize,
+    /// Estimated nanoseconds on one thread from which on others help.
+    from: f64,
+}
+
+impl Spread {
+    /// As options say: as many threads as the pool has, from [`tile::SPREAD_NANOSECONDS`] on, unless they say otherwise.
+    pub(crate) fn new(max_threads: Option<usize>, from_microseconds: Option<u64>) -> Self {
+        let from = from_microseconds.map_or(tile::SPREAD_NANOSECONDS, |from| 1e3 * from as f64);
+        Self { max_threads: max_threads.unwrap_or(usize::MAX), from }
+    }
+
+    /// Over so many threads at most.
+    pub(crate) fn over(self, max_threads: usize) -> Self {
+        Self { max_threads, ..self }
+    }
+
+    /// Between steps that are spread, and so have woken the others.
+    pub(crate) fn awake(self) -> Self {
+        Self { from: self.from.min(tile::AWAKE_NANOSECONDS), ..self }
+    }
+
+    pub(crate) fn max_threads(&self) -> usize {
+        self.max_threads
+    }
+
+    /// Estimated microseconds from which on others help.
+    pub(crate) fn least_microseconds(&self) -> f64 {
+        self.from / 1e3
+    }
+
+    /// Whether so much work is for several, see [`tile::nanoseconds`].
+    pub(crate) fn spreads(&self, nanoseconds: f64) -> bool {
+        nanoseconds >= self.from
+    }
+
+    /// How many workers can be at it at once from here.
+    pub(crate) fn workers(&self, nanoseconds: f64) -> usize {
+        if self.spreads(nanoseconds) { workers(self.max_threads) } else { 1 }
+    }
 }
 
 /// How many workers can run at once from here, at most `limit`.

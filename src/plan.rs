@@ -19,7 +19,7 @@ use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use crate::isa::{Bf16Level, Level};
 use crate::outputs::{Outputs, ScoreStage, Scores, TopKeys};
-use crate::parallel;
+use crate::parallel::{self, Spread};
 use crate::problem::Problem;
 use crate::rows::SharedRows;
 use crate::scratch::AlignedBuf;
@@ -43,6 +43,18 @@ pub struct PlanOptions {
     /// processors instead, and the pool starts with the first batch that is spread over it. With 1, neither plan nor
     /// calls ever ask rayon for anything.
     pub max_threads: Option<usize>,
+    /// Estimated microseconds on one thread ([`Explanation::estimated_microseconds`]) from which on a call is spread over the
+    /// pool; 60 if not given, as it takes some 50 to wake a thread that sleeps.
+    ///
+    /// Rayon's threads go on looking for work a while before they sleep. Where calls come from inside the pool and follow
+    /// one another, or other work of the pool, within microseconds, and nothing else wants the processors, less is worth
+    /// sharing: with 4, on two threads, 12 heads of 12 to 32 tokens are 1.4 to 1.5 times as fast, one query of 4 heads
+    /// against 100 keys takes a fifth longer (example `bench_worker`, `LUCID_SPREAD_FROM=4`). After a pause such calls take
+    /// up to 1.3 times as long as on one thread, beside a thread that computes up to 1.5 times, and one in a thousand as
+    /// long as the system gives its neighbour, 4 ms (bench `latency`, `threads2_from4`).
+    ///
+    /// A layer's attention between products that are spread is so from 4 on at least. No result depends on it.
+    pub spread_from_microseconds: Option<u64>,
     /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]; an error elsewhere).
     ///
     /// Queries, keys, values and weights are rounded to bf16 (exact for what is stored as bf16, but weights never are);
@@ -87,7 +99,7 @@ pub struct Plan {
     level: Level,
     engine: Engine,
     pub(crate) order: Order,
-    max_threads: usize,
+    pub(crate) spread: Spread,
     sizes: ScratchSizes,
     partials: usize,
 }
@@ -156,12 +168,16 @@ impl Plan {
             Engine::Exact(level)
         };
         parallel::check_max_threads(options.max_threads)?;
+        let spread = Spread::new(options.max_threads, options.spread_from_microseconds);
         let max_threads = match options.max_threads {
             Some(threads) => threads,
-            None if tile::worth_spreading(longest_sequence(problem)) => parallel::workers(usize::MAX),
+            None if spread.spreads(tile::nanoseconds(longest_sequence(problem))) => {
+                parallel::workers(usize::MAX)
+            }
             // Unless batches come, no call is ever spread: no reason yet to start a pool.
             None => parallel::expected_workers(),
         };
+        let spread = spread.over(max_threads);
         let split =
             mutant!("split-by-threads", order.split, order.split.div_ceil(max_threads).max(order.tile));
         let order = Order { split, ..order };
@@ -172,7 +188,7 @@ impl Plan {
         let splits = if splits > 1 { splits } else { 0 };
         let partials = partials_len(tile::max_split_units(max_threads), splits, rows, sizes.acc_stride())
             .ok_or(AttentionError::SizeOverflow { operand: "workspace" })?;
-        let plan = Self { problem: *problem, level, engine, order, max_threads, sizes, partials };
+        let plan = Self { problem: *problem, level, engine, order, spread, sizes, partials };
         let (limit, got) = (options.max_workspace_bytes.unwrap_or(usize::MAX), plan.workspace_bytes());
         if got > limit {
             return Err(AttentionError::TooLarge { operand: "workspace", axis: "bytes", limit, got });
@@ -197,20 +213,20 @@ impl Plan {
 
     /// The most tasks that run side by side ([`PlanOptions::max_threads`]).
     pub fn max_threads(&self) -> usize {
-        self.max_threads
+        self.spread.max_threads()
     }
 
     /// How large a [`Workspace`] will be ([`Workspace::bytes`]).
     pub fn workspace_bytes(&self) -> usize {
         let worker = self.sizes.bytes().unwrap_or(usize::MAX);
         let partials = self.partials.saturating_mul(size_of::<f32>());
-        let workers = worker.saturating_mul(self.max_threads).saturating_add(partials);
+        let workers = worker.saturating_mul(self.max_threads()).saturating_add(partials);
         workers.saturating_add(BlockOrder::bytes_of(self.ordered_blocks()))
     }
 
     /// Blocks that there is room to order.
     fn ordered_blocks(&self) -> usize {
-        order::room(self.problem.max_q_len.saturating_mul(self.problem.group()), self.max_threads)
+        order::room(self.problem.max_q_len.saturating_mul(self.problem.group()), self.max_threads())
     }
 
     /// Scratch for one call at a time.
@@ -219,10 +235,10 @@ impl Plan {
     /// [`AttentionError::OutOfMemory`].
     pub fn workspace(&self) -> Result<Workspace, AttentionError> {
         let mut workers = Vec::new();
-        let bytes = self.max_threads.saturating_mul(size_of::<Scratch>());
+        let bytes = self.max_threads().saturating_mul(size_of::<Scratch>());
         let error = |_| AttentionError::OutOfMemory { what: "workspace", bytes };
-        workers.try_reserve_exact(self.max_threads).map_err(error)?;
-        for _ in 0..self.max_threads {
+        workers.try_reserve_exact(self.max_threads()).map_err(error)?;
+        for _ in 0..self.max_threads() {
             workers.push(Scratch::new(&self.sizes)?);
         }
         let partials = AlignedBuf::zeroed("workspace", self.partials)?;
@@ -233,7 +249,7 @@ impl Plan {
     /// Attention of `inputs` into `outputs`.
     ///
     /// Any batch, and any lengths up to the plan's maxima. Runs on the current rayon pool, or on the calling thread
-    /// alone when the work is too small to be worth waking another (an estimate of less than 60 us, see
+    /// alone when the work is too small to be worth waking another ([`PlanOptions::spread_from_microseconds`],
     /// [`Plan::explain`]); does not allocate. (Entering the pool from outside, rayon's own queue may, and the global pool
     /// starts its threads if it has not yet. Small calls enter none.)
     ///
@@ -283,7 +299,7 @@ impl Plan {
         };
         stopped(0)?;
         let Workspace { workers, partials, order, progress, .. } = workspace;
-        let grid = Grid::new(&call, self.engine.joins_heads(), self.max_threads);
+        let grid = Grid::new(&call, self.engine.joins_heads(), self.spread);
         let workers = &mut workers[..grid.workers];
         let has_peaks = peaks.len() >= workers.len()
             && peaks.iter().all(|peaks| peaks.rows() >= grid.block_rows.min(grid.rows));
@@ -334,14 +350,14 @@ impl Plan {
         inputs: &Inputs<'_, Q, T>,
     ) -> Result<Explanation, AttentionError> {
         let call = Call::new(&self.problem, self.order, inputs)?;
-        let grid = Grid::new(&call, self.engine.joins_heads(), self.max_threads);
+        let grid = Grid::new(&call, self.engine.joins_heads(), self.spread);
         Ok(Explanation::new(self, &call, Q::DTYPE, &grid))
     }
 
     fn check_workspace(&self, workspace: &Workspace) -> Result<(), AttentionError> {
         let [threads, splits] = ["threads", "elements for splits of keys"];
         let both = [
-            (threads, self.max_threads, workspace.workers.len()),
+            (threads, self.max_threads(), workspace.workers.len()),
             (splits, self.partials, workspace.partials.len()),
         ];
         // Part by part only if it was made for another plan: that shows in calls of few keys.
@@ -362,7 +378,7 @@ fn lend(workers: &mut [Scratch], peaks: &mut [PeakBuffer]) {
     workers.iter_mut().zip(peaks).for_each(|(worker, peaks)| std::mem::swap(&mut worker.peaks, peaks));
 }
 
-/// The most work that one sequence can be, as [`tile::worth_spreading`] wants it.
+/// The most work that one sequence can be, as [`tile::nanoseconds`] wants it.
 fn longest_sequence(problem: &Problem) -> [f64; 2] {
     let [queries, keys] = [problem.max_q_len, problem.max_kv_len].map(|len| len as f64);
     problem.work(queries * keys, keys, DType::F32.bytes())
@@ -449,7 +465,8 @@ pub fn attention<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>) -> Result<Ve
     let problem = Problem::of(inputs);
     problem.validate()?;
     // Scratch for as many threads as the call will use, not for all there are.
-    let threads = Grid::new(&Call::new(&problem, Order::VERSION_1, inputs)?, false, usize::MAX).workers;
+    let call = Call::new(&problem, Order::VERSION_1, inputs)?;
+    let threads = Grid::new(&call, false, Spread::new(None, None)).workers;
     let options = PlanOptions { max_threads: Some(threads), ..PlanOptions::default() };
     let plan = Plan::with_options(&problem, &options)?;
     let shape = inputs.output_shape();

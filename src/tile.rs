@@ -126,13 +126,13 @@ pub(crate) fn adds_in_pairs(
 /// a single row from memory, it loses from L2).
 const CACHED_BYTES: f64 = (16 << 20) as f64;
 
-/// Estimated work in nanoseconds from which a call is spread over the pool: waking a worker takes some 50 us
-/// (bench `latency`).
-pub(crate) const PARALLEL_NANOSECONDS: f64 = 60_000.0;
+/// Estimated work in nanoseconds from which a call is spread over the pool, unless options say: waking a worker takes some
+/// 50 us (bench `latency`).
+pub(crate) const SPREAD_NANOSECONDS: f64 = 60_000.0;
 
 /// The same between steps that are spread, as in a layer: workers are awake still, and stay so only if they find something to
 /// do. A layer of 16 tokens (384 wide, 12 heads) is 1.2 times as fast at 2 threads (`benches/peers/layer.py`, AVX2).
-const SHARED_NANOSECONDS: f64 = 4_000.0;
+pub(crate) const AWAKE_NANOSECONDS: f64 = 4_000.0;
 
 /// Rough speeds of one thread, for the estimate: multiply-adds and bytes of keys and values per nanosecond (bench
 /// `roofline`, `prefill` and `decode`).
@@ -142,19 +142,9 @@ const BYTES_PER_NANOSECOND: f64 = 20.0;
 /// Tasks each worker should find, so that a slow one can be helped out.
 const TASKS_PER_WORKER: usize = 4;
 
-/// Estimated time of a call on one thread.
-pub(crate) fn nanoseconds(multiply_adds: f64, kv_bytes: f64) -> f64 {
+/// Estimated time, on one thread, of so many multiply-adds and bytes of keys and values.
+pub(crate) fn nanoseconds([multiply_adds, kv_bytes]: [f64; 2]) -> f64 {
     multiply_adds / MULTIPLY_ADDS_PER_NANOSECOND + kv_bytes / BYTES_PER_NANOSECOND
-}
-
-/// Whether a call of so many multiply-adds and bytes of keys and values is spread over the pool.
-pub(crate) fn worth_spreading([multiply_adds, kv_bytes]: [f64; 2]) -> bool {
-    nanoseconds(multiply_adds, kv_bytes) >= PARALLEL_NANOSECONDS
-}
-
-/// Whether a call between others that are spread is so too.
-pub(crate) fn worth_sharing([multiply_adds, kv_bytes]: [f64; 2]) -> bool {
-    nanoseconds(multiply_adds, kv_bytes) >= SHARED_NANOSECONDS
 }
 
 /// Whether a call's keys and values are expected to come from memory.

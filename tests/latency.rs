@@ -53,6 +53,25 @@ fn a_small_call_starts_no_thread() {
         let spread = plan.explain(&batch).expect("a valid call").threads;
         assert!(threads() > before, "a batch of small sequences asks the pool");
         assert_eq!(spread, plan.max_threads().min(rayon::current_num_threads()));
+        let with = |from, max| PlanOptions {
+            spread_from_microseconds: Some(from),
+            max_threads: Some(max),
+            ..PlanOptions::default()
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        let threads_of = |inputs: &Inputs<'_, f32, f32>, options| {
+            let plan = Plan::with_options(&Problem::of(inputs), &options).expect("a plan");
+            let explained = pool.install(|| plan.explain(inputs)).expect("a valid call");
+            assert_eq!(
+                explained.spread_from_microseconds,
+                options.spread_from_microseconds.unwrap_or(60) as f64
+            );
+            explained.threads
+        };
+        assert_eq!(threads_of(&small, with(0, 2)), 2, "as soon as asked");
+        assert_eq!(threads_of(&small, with(0, 1)), 1, "never more than asked");
+        assert_eq!(threads_of(&large, with(1_000_000, 2)), 1, "no sooner than asked");
+        assert_eq!(threads_of(&large, PlanOptions { max_threads: Some(2), ..PlanOptions::default() }), 2);
         let outside = Plan::new(&Problem::of(&large)).expect("a plan");
         assert_eq!(
             outside.max_threads(),

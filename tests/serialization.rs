@@ -46,16 +46,17 @@ fn names() {
 fn options() {
     assert_text(
         PlanOptions::default(),
-        r#"{"level":null,"max_threads":null,"bf16_dot":false,"max_workspace_bytes":null}"#,
+        r#"{"level":null,"max_threads":null,"spread_from_microseconds":null,"bf16_dot":false,"max_workspace_bytes":null}"#,
     );
     assert_text(
         PlanOptions {
             level: Some(Level::Avx512),
             max_threads: Some(3),
+            spread_from_microseconds: Some(8),
             bf16_dot: true,
             max_workspace_bytes: Some(1 << 20),
         },
-        r#"{"level":"avx512","max_threads":3,"bf16_dot":true,"max_workspace_bytes":1048576}"#,
+        r#"{"level":"avx512","max_threads":3,"spread_from_microseconds":8,"bf16_dot":true,"max_workspace_bytes":1048576}"#,
     );
     let read = |text| serde_json::from_str::<PlanOptions>(text).expect(text);
     assert_eq!(read("{}"), PlanOptions::default());

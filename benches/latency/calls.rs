@@ -2,7 +2,9 @@
 
 use super::common::{Case, Tensors};
 use super::recorder::{Recorder, Summary};
-use lucid_attention::{Inputs, KeyPanels, Keys, Outputs, Plan, Problem, View, ViewMut, attention};
+use lucid_attention::{
+    Inputs, KeyPanels, Keys, Outputs, Plan, PlanOptions, Problem, View, ViewMut, attention,
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -28,12 +30,14 @@ struct Caller {
     threads: usize,
     /// Each call enters the pool, instead of coming from one of its workers.
     outside: bool,
+    spread_from_microseconds: Option<u64>,
 }
 
-const CALLERS: [Caller; 3] = [
-    Caller { name: "threads1", threads: 1, outside: false },
-    Caller { name: "threads2", threads: 2, outside: false },
-    Caller { name: "threads2_outside", threads: 2, outside: true },
+const CALLERS: [Caller; 4] = [
+    Caller { name: "threads1", threads: 1, outside: false, spread_from_microseconds: None },
+    Caller { name: "threads2", threads: 2, outside: false, spread_from_microseconds: None },
+    Caller { name: "threads2_from4", threads: 2, outside: false, spread_from_microseconds: Some(4) },
+    Caller { name: "threads2_outside", threads: 2, outside: true, spread_from_microseconds: None },
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,7 +90,11 @@ pub(crate) fn setups() -> Vec<Setup> {
         (Entry::Panels, plain(8, [1, 512], 64)),
         (Entry::Panels, plain(32, [1, 4096], 128)),
     ] {
-        for caller in CALLERS {
+        // `attention()` takes no options.
+        let callers = CALLERS
+            .iter()
+            .filter(|caller| entry != Entry::Function || caller.spread_from_microseconds.is_none());
+        for &caller in callers {
             for condition in [Condition::Warm, Condition::Busy, Condition::Idle] {
                 setups.push(Setup { entry, case, caller, condition });
             }
@@ -112,7 +120,9 @@ pub(crate) fn measure(setup: &Setup, recorder: &mut Recorder) -> Summary {
             black_box(attention(black_box(&inputs)).expect("a valid call"));
         });
     }
-    let plan = pool.install(|| Plan::new(&Problem::of(&inputs))).expect("a plan");
+    let spread_from_microseconds = setup.caller.spread_from_microseconds;
+    let options = PlanOptions { spread_from_microseconds, ..PlanOptions::default() };
+    let plan = pool.install(|| Plan::with_options(&Problem::of(&inputs), &options)).expect("a plan");
     let mut workspace = plan.workspace().expect("memory");
     let mut out = vec![0.0; tensors.q.len()];
     record(setup, &pool, recorder, || {

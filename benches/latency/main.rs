@@ -9,7 +9,7 @@
 //! | | |
 //! |---|---|
 //! | entry | `rows` and `panels`: [`Plan::run`] with keys held so; `function`: [`attention`], which plans each time |
-//! | caller | `threads1`, `threads2`: a worker of a pool of that size; `threads2_outside`: a thread that enters it each time |
+//! | caller | `threads1`, `threads2`: a worker of a pool of that size; `threads2_from4`: the same with `spread_from_microseconds: 4`; `threads2_outside`: a thread that enters it each time |
 //! | condition | `warm`: back to back; `busy`: the same beside a thread that computes; `idle`: 2 ms of sleep before each |
 //!
 //! Each call is timed by itself, the timer's own time (printed first) included. Ids of first calls read

@@ -3,7 +3,7 @@ import os
 import sys
 from pathlib import Path
 
-from cases import VARIANTS
+from cases import AWAKE, VARIANTS
 from process import Worker
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def command(name, args, pythons):
 def our_workers(path, threads, **options):
     if not path.exists():
         sys.exit(f"{path} is not there; build it with: cargo build --release --example bench_worker")
-    return {name: Worker([str(path)], threads, env, **options) for name, env in VARIANTS.items()}
+    return {name: Worker([str(path)], threads, AWAKE | env, **options) for name, env in VARIANTS.items()}
 
 
 def find(found_commands, threads):

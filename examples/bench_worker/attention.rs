@@ -3,7 +3,7 @@
 //!
 //! All are stored in the request's `dtype`. A causal mask aligns query 0 with key 0.
 
-use crate::{Request, flag};
+use crate::{Request, flag, spread_from};
 use lucid_attention::{
     AttentionError, Element, Inputs, KvCache, Mask, Outputs, Plan, PlanOptions, Problem, QueryStart, View,
     ViewMut,
@@ -22,7 +22,11 @@ pub(crate) fn time<T: Element>(request: &Request, case: [usize; 7]) -> Result<Ve
     let mask = if causal != 0 { Mask::causal() } else { Mask::NONE };
     let inputs = inputs.mask(mask).q_start(QueryStart::TopLeft);
 
-    let options = PlanOptions { bf16_dot: flag("LUCID_BF16_DOT"), ..PlanOptions::default() };
+    let options = PlanOptions {
+        bf16_dot: flag("LUCID_BF16_DOT"),
+        spread_from_microseconds: spread_from()?,
+        ..PlanOptions::default()
+    };
     let plan = Plan::with_options(&Problem::of(&inputs), &options)?;
     let mut workspace = plan.workspace()?;
     let mut out = vec![T::default(); q_shape.iter().product()];

@@ -19,7 +19,8 @@
 //! Times are of calls inside a rayon pool of `threads` threads; reading, conversion and planning are not counted.
 //!
 //! Environment: `LUCID_LEVEL` forces a level, `LUCID_PANELS=1` holds K and V in a `KvCache` before timing,
-//! `LUCID_BF16_DOT=1` selects the bf16 dot-product tier of attention.
+//! `LUCID_BF16_DOT=1` selects the bf16 dot-product tier of attention, `LUCID_SPREAD_FROM=4` spreads attention over the pool
+//! from an estimated 4 microseconds on.
 
 mod attention;
 mod module;
@@ -106,6 +107,11 @@ impl Request {
         let bytes: Vec<u8> = out.iter().flat_map(|x| x.to_f32().to_le_bytes()).collect();
         Ok(std::fs::write(&self.out, bytes)?)
     }
+}
+
+/// Microseconds, see [`PlanOptions`](lucid_attention::PlanOptions).
+fn spread_from() -> Result<Option<u64>, std::num::ParseIntError> {
+    std::env::var("LUCID_SPREAD_FROM").ok().map(|value| value.parse()).transpose()
 }
 
 /// Whether an environment variable is 1.

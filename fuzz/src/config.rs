@@ -102,9 +102,10 @@ const LAYER: [Field; 18] = [
     with_default("weights_dtype", Kind::OneOf(&["f32", "f16", "bf16"])),
 ];
 
-const PLAN: [Field; 4] = [
+const PLAN: [Field; 5] = [
     optional("level", Kind::OneOf(&["portable", "avx2", "avx512"])),
     optional("max_threads", Kind::Size),
+    optional("spread_from_microseconds", Kind::Size),
     with_default("bf16_dot", Kind::Yes),
     optional("max_workspace_bytes", Kind::Size),
 ];

@@ -46,7 +46,8 @@ pub(crate) fn json(rng: &mut Rng) -> Vec<u8> {
         "layer_norm_epsilon",
         "weights_dtype",
     ];
-    const PLAN: [&str; 4] = ["level", "max_threads", "bf16_dot", "max_workspace_bytes"];
+    const PLAN: [&str; 5] =
+        ["level", "max_threads", "spread_from_microseconds", "bf16_dot", "max_workspace_bytes"];
     const PROBLEM: [&str; 6] = ["q_heads", "kv_heads", "head_dim", "v_dim", "max_q_len", "max_kv_len"];
     const DIMS: [&str; 3] = ["query", "key", "value"];
     let names: &[&str] = match rng.between(0..=7) {

@@ -8,6 +8,7 @@ use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::inputs::{Inputs, Keys};
 use crate::mask::{Mask, TILE};
+use crate::parallel::Spread;
 use crate::problem::Problem;
 use crate::score::{ScoreRules, in_log2};
 use crate::view::{AnyView, View};
@@ -104,6 +105,11 @@ impl<'a, T: Element> Call<'a, T> {
 }
 
 impl<T: Element> Call<'_, T> {
+    /// When it is spread, of a plan that is so.
+    pub(crate) fn spread(&self, plan: Spread) -> Spread {
+        if self.awake { plan.awake() } else { plan }
+    }
+
     /// Whether nobody wants the answer any more.
     #[inline(always)]
     pub(crate) fn is_stopped(&self) -> bool {

@@ -23,8 +23,8 @@ use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::parallel::Begun;
-use crate::{parallel, tile};
+use crate::parallel::{self, Begun, Spread};
+use crate::tile;
 use std::ops::Range;
 
 /// How a call is cut.
@@ -49,11 +49,9 @@ pub(crate) struct Grid {
 
 impl Grid {
     /// `joins_heads`: see [`Tier::JOINS_HEADS`].
-    pub(crate) fn new<T: Element>(call: &Call<'_, T>, joins_heads: bool, max_workers: usize) -> Self {
+    pub(crate) fn new<T: Element>(call: &Call<'_, T>, joins_heads: bool, spread: Spread) -> Self {
         let problem = &call.problem;
-        let spreads =
-            if call.awake { tile::worth_sharing(call.work) } else { tile::worth_spreading(call.work) };
-        let workers = if spreads { parallel::workers(max_workers) } else { 1 };
+        let workers = call.spread(spread).workers(tile::nanoseconds(call.work));
         let rows = problem.max_q_len.saturating_mul(problem.group());
         let joins_heads = joins_heads && workers == 1;
         let heads = if joins_heads { heads_together(call, rows) } else { 1 };

@@ -108,6 +108,7 @@ pub(crate) fn room(rows: usize, workers: usize) -> usize {
 mod tests {
     use super::*;
     use crate::exact::call::Order;
+    use crate::parallel::Spread;
     use crate::sparse::{BigBird, BlockGrid, BlockLayout, BlockMask};
     use crate::{Inputs, Problem, QueryStart, View};
 
@@ -120,7 +121,7 @@ mod tests {
         let problem = Problem::of(&inputs);
         let call = Call::new(&problem, Order::VERSION_1, &inputs).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let grid = pool.install(|| Grid::new(&call, true, 2));
+        let grid = pool.install(|| Grid::new(&call, true, Spread::new(Some(2), None)));
         let count = grid.blocks_per_unit;
         let mut order = BlockOrder::with_room(room(len, 2)).unwrap();
         order.sort(&call, &grid);

@@ -80,6 +80,7 @@ impl Blocks {
 mod tests {
     use super::*;
     use crate::exact::call::Order;
+    use crate::parallel::Spread;
     use crate::{Inputs, Problem, View};
 
     /// Of KV heads that share a block all rows are complete, or none.
@@ -99,7 +100,7 @@ mod tests {
         let inputs = Inputs::new(q, k, k);
         let problem = Problem::of(&inputs);
         let call = Call::new(&problem, Order::VERSION_1, &inputs).unwrap();
-        let grid = Grid::new(&call, true, 1);
+        let grid = Grid::new(&call, true, Spread::new(Some(1), None));
         assert_eq!([grid.heads, grid.rows, grid.units], [3, 6, 6]);
         let order = BlockOrder::with_room(0).unwrap();
         for begun in 0..=grid.units {

@@ -9,7 +9,7 @@ use super::unit::{Operands, Rules, UnitDecay, UnitScratch};
 use crate::element::Element;
 use crate::error::{AttentionError, check_size};
 use crate::isa::Level;
-use crate::parallel::{self, MAX_PARTS};
+use crate::parallel::{self, MAX_PARTS, Spread};
 use crate::problem::Problem;
 use crate::rows::OwnedRows;
 use crate::scratch::AlignedBuf;
@@ -29,6 +29,8 @@ pub struct LinearOptions {
     /// The most tasks that run side by side; the size of the pool that the plan is made in if not given. Scratch is
     /// proportional to it.
     pub max_threads: Option<usize>,
+    /// As [`PlanOptions::spread_from_microseconds`](crate::PlanOptions::spread_from_microseconds).
+    pub spread_from_microseconds: Option<u64>,
     /// Queries and keys are multiplied by its square root before they are mapped. If not given `1 / sqrt(head_dim)` for
     /// the maps that stand for the softmax (and [`FeatureMap::Identity`]), 1 for the others.
     pub scale: Option<f32>,
@@ -43,7 +45,14 @@ pub struct LinearOptions {
 
 impl Default for LinearOptions {
     fn default() -> Self {
-        Self { level: None, max_threads: None, scale: None, normalize: true, exact_window: false }
+        Self {
+            level: None,
+            max_threads: None,
+            spread_from_microseconds: None,
+            scale: None,
+            normalize: true,
+            exact_window: false,
+        }
     }
 }
 
@@ -74,7 +83,7 @@ pub struct LinearPlan {
     problem: Problem,
     rules: Rules,
     unit_len: usize,
-    max_threads: usize,
+    spread: Spread,
     /// States of parts of keys that a workspace has room for.
     splits: usize,
     /// Blocks of a unit that are worked on side by side.
@@ -170,7 +179,8 @@ impl LinearPlan {
             log2_scale: LOG2_E * scale,
             fingerprint: fingerprint(map, scale, &shape),
         };
-        Ok(Self { problem: *problem, rules, unit_len, max_threads, splits, wave })
+        let spread = Spread::new(Some(max_threads), options.spread_from_microseconds);
+        Ok(Self { problem: *problem, rules, unit_len, spread, splits, wave })
     }
 
     /// The sizes it was made for.
@@ -185,7 +195,7 @@ impl LinearPlan {
 
     /// The most tasks that run side by side.
     pub fn max_threads(&self) -> usize {
-        self.max_threads
+        self.spread.max_threads()
     }
 
     /// How many features the map has.
@@ -199,7 +209,7 @@ impl LinearPlan {
     /// [`AttentionError::OutOfMemory`].
     pub fn workspace(&self) -> Result<LinearWorkspace, AttentionError> {
         let Rules { shape, group, .. } = self.rules;
-        let workers = several(self.max_threads, || UnitScratch::new(&shape, group))?;
+        let workers = several(self.max_threads(), || UnitScratch::new(&shape, group))?;
         let wave = several(self.wave, || WaveBlock::new(&shape))?;
         let total = AlignedBuf::zeroed("workspace", self.unit_len)?;
         let splits = AlignedBuf::zeroed("workspace", self.splits * self.unit_len)?;
@@ -510,7 +520,7 @@ impl LinearPlan {
         let rows = q_len as f64 * self.rules.group as f64;
         let pairs = if causal { rows * (features + v_dim as f64) * 32.0 } else { 0.0 };
         let multiply_adds = units as f64 * ((rows + kv_len as f64) * features * dims + pairs);
-        if tile::worth_spreading([multiply_adds, 0.0]) { parallel::workers(self.max_threads) } else { 1 }
+        self.spread.workers(tile::nanoseconds([multiply_adds, 0.0]))
     }
 
     fn check_inputs(
@@ -528,7 +538,7 @@ impl LinearPlan {
         }
         check_shape("workspace", self.rules.shape, workspace.shape)?;
         let parts = [
-            ("threads", self.max_threads, workspace.workers.len()),
+            ("threads", self.max_threads(), workspace.workers.len()),
             ("query heads of a KV head", self.rules.group, workspace.group),
             ("elements for splits of keys", self.splits * self.unit_len, workspace.splits.len()),
             ("blocks side by side", self.wave, workspace.wave.len()),

@@ -22,7 +22,7 @@ use super::weights::{InputDims, ModuleWeights};
 use super::workspace::{Attention, Buffer, reserve};
 use crate::error::AttentionError;
 use crate::outputs::Outputs;
-use crate::parallel::{self, MAX_PARTS};
+use crate::parallel::{self, MAX_PARTS, Spread};
 use crate::problem::Problem;
 use crate::tile;
 use crate::view::{View, ViewMut};
@@ -36,7 +36,7 @@ pub(crate) struct Absorbed {
     key_dim: usize,
     value_dim: usize,
     dims: InputDims,
-    max_threads: usize,
+    spread: Spread,
 }
 
 /// What a call that absorbs needs.
@@ -75,8 +75,8 @@ impl Absorbed {
         };
         let keys =
             weights.key.weight.chunks_exact(key_dim * dims.key).map(transposed).collect::<Result<_, _>>()?;
-        let max_threads = options.max_threads.unwrap_or(usize::MAX);
-        Ok(Some(Self { keys, heads, key_dim, value_dim, dims, max_threads }))
+        let spread = Spread::new(options.max_threads, options.spread_from_microseconds);
+        Ok(Some(Self { keys, heads, key_dim, value_dim, dims, spread }))
     }
 
     /// Whether a call is less work this way. Looks at the tensors' lengths and at sizes only, so bits do not depend on
@@ -128,8 +128,8 @@ impl Absorbed {
             gathered
         };
         let queries = room(queries, dims.key)?;
-        self.each_head((q, key_dim), (&mut *queries, dims.key), |head, x, out, threads| {
-            self.keys[head].run_columns(x, 0..dims.key, out, threads);
+        self.each_head((q, key_dim), (&mut *queries, dims.key), |head, x, out, spread| {
+            self.keys[head].run_columns(x, 0..dims.key, out, spread);
         });
         let queries = View::with_strides(queries, [batch, heads, q_len, dims.key], strides(dims.key))?;
 
@@ -138,9 +138,9 @@ impl Absorbed {
         attend(queries, Outputs::new(out).lse(lse), attention)?;
 
         let project = |out: &mut [f32]| {
-            self.each_head((sums, dims.value), (out, value_dim), |head, x, out, threads| {
+            self.each_head((sums, dims.value), (out, value_dim), |head, x, out, spread| {
                 let (layer, columns) = projections.value_head(head, value_dim);
-                layer.run_columns(x, columns, out, threads);
+                layer.run_columns(x, columns, out, spread);
             });
         };
         if tokens == 1 {
@@ -159,12 +159,12 @@ impl Absorbed {
     }
 
     /// Runs `product` for every KV head on rows of its query heads: of `x`, `[heads, tokens, inputs]`, to those of `out`,
-    /// with as many threads as are left for each.
+    /// on the threads that are left for each.
     fn each_head(
         &self,
         (x, inputs): (&[f32], usize),
         (out, outputs): (&mut [f32], usize),
-        product: impl Fn(usize, &[f32], &mut [f32], usize) + Sync,
+        product: impl Fn(usize, &[f32], &mut [f32], Spread) + Sync,
     ) {
         if out.is_empty() {
             return;
@@ -173,8 +173,8 @@ impl Absorbed {
         let rows = x.len() / inputs / kv_heads;
         let weights = (kv_heads * inputs * outputs) as f64;
         let work = [rows as f64 * weights, weights * size_of::<f32>() as f64];
-        let workers = if tile::worth_spreading(work) { parallel::workers(self.max_threads) } else { 1 };
-        let left = if workers > 1 { 1 } else { self.max_threads };
+        let workers = self.spread.workers(tile::nanoseconds(work));
+        let left = if workers > 1 { self.spread.over(1) } else { self.spread };
         let heads_per_part = kv_heads.div_ceil(MAX_PARTS);
         let parts = out.chunks_mut(heads_per_part * rows * outputs).enumerate();
         parallel::for_each_part(parts, workers, &|(part, out): (usize, &mut [f32])| {

@@ -126,6 +126,7 @@ impl MultiHeadAttention {
         let linear = LinearOptions {
             level: plan.level,
             max_threads: plan.max_threads,
+            spread_from_microseconds: plan.spread_from_microseconds,
             dtype: config.weights_dtype,
             activation: Default::default(),
         };
@@ -269,7 +270,7 @@ impl MultiHeadAttention {
         let kv_len = if self.absorbs(inputs, projected).is_some() { 0 } else { projected };
         let rows = batch.saturating_mul(q_len.max(kv_len));
         let columns = 0..self.output.outputs();
-        self.output.deal(rows, &columns, self.output.max_threads()).workers > 1
+        self.output.deal(rows, &columns, self.output.spread()).workers > 1
     }
 
     pub(crate) fn run(
@@ -354,8 +355,8 @@ impl MultiHeadAttention {
         self.output.run(context, out)?;
         let residual = self.config.use_residual.then(|| query.data());
         let norm = self.norm.as_ref().map(|norm| (norm, self.config.layer_norm_epsilon));
-        let max_threads = self.plan.max_threads.unwrap_or(usize::MAX);
-        End { level: self.level, max_threads, dim: self.output_dim(), residual, norm }.run(out);
+        let spread = self.output.spread();
+        End { level: self.level, spread, dim: self.output_dim(), residual, norm }.run(out);
         self.repairs.add(if counted { repairs } else { Repairs::default() });
         if let (Some(running), Some(call)) = (running, metrics) {
             running.add(call, q_len);

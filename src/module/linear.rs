@@ -24,7 +24,7 @@ use crate::kernel::score::{Panels, ScoreRows, score_panels};
 use crate::kernel::{Constant, MAX_ROWS, rows_const, store_padded};
 use crate::math::Function;
 use crate::panels::{KeyPanels, PANEL};
-use crate::parallel;
+use crate::parallel::{self, Spread};
 use crate::tile::{self, COLUMN_PARTS_ROWS};
 use crate::view::View;
 use half::{bf16, f16};
@@ -37,6 +37,8 @@ pub struct LinearOptions {
     pub level: Option<Level>,
     /// The most tasks that run side by side; the size of the pool if not given.
     pub max_threads: Option<usize>,
+    /// As [`PlanOptions::spread_from_microseconds`](crate::PlanOptions::spread_from_microseconds), for a product.
+    pub spread_from_microseconds: Option<u64>,
     /// What weights are stored as (rounded to, once). Biases and sums are `f32`.
     pub dtype: DType,
     /// What outputs go through.
@@ -45,7 +47,13 @@ pub struct LinearOptions {
 
 impl Default for LinearOptions {
     fn default() -> Self {
-        Self { level: None, max_threads: None, dtype: DType::F32, activation: Activation::Linear }
+        Self {
+            level: None,
+            max_threads: None,
+            spread_from_microseconds: None,
+            dtype: DType::F32,
+            activation: Activation::Linear,
+        }
     }
 }
 
@@ -72,7 +80,7 @@ pub struct Linear {
     outputs: usize,
     inputs: usize,
     level: Level,
-    max_threads: usize,
+    spread: Spread,
     activation: Activation,
 }
 
@@ -158,14 +166,15 @@ impl Linear {
                 bias[section.clone()].copy_from_slice(values);
             }
         }
-        let (max_threads, activation) = (options.max_threads.unwrap_or(usize::MAX), options.activation);
-        Ok((Self { panels, bias, outputs: end, inputs, level, max_threads, activation }, sections))
+        let spread = Spread::new(options.max_threads, options.spread_from_microseconds);
+        let activation = options.activation;
+        Ok((Self { panels, bias, outputs: end, inputs, level, spread, activation }, sections))
     }
 
     /// `x` `[rows, inputs]` to `out` `[rows, outputs]`, any number of rows.
     ///
-    /// Runs on the current rayon pool, or on the calling thread alone when that is less than some 60 us of work. Does not
-    /// allocate.
+    /// Runs on the current rayon pool, or on the calling thread alone when that is little work
+    /// ([`LinearOptions::spread_from_microseconds`]). Does not allocate.
     ///
     /// # Errors
     /// `x` is no whole number of rows, or `out` has not as many; nothing is written then.
@@ -175,20 +184,19 @@ impl Linear {
         let expected = rows.checked_mul(self.outputs);
         let expected = expected.ok_or(AttentionError::SizeOverflow { operand: "out" })?;
         check_size("out", "elements", expected, out.len())?;
-        self.run_columns(x, 0..self.outputs, out, self.max_threads);
+        self.run_columns(x, 0..self.outputs, out, self.spread);
         Ok(())
     }
 
-    /// [`Linear::run`] of some columns, from a multiple of [`SECTION`] on, with at most so many threads; `out` is
-    /// `[rows, columns]`.
-    pub(crate) fn run_columns(&self, x: &[f32], columns: Range<usize>, out: &mut [f32], max_threads: usize) {
+    /// [`Linear::run`] of some columns, from a multiple of [`SECTION`] on; `out` is `[rows, columns]`.
+    pub(crate) fn run_columns(&self, x: &[f32], columns: Range<usize>, out: &mut [f32], spread: Spread) {
         let rows = x.len() / self.inputs;
         debug_assert!(columns.start.is_multiple_of(SECTION) && columns.end <= self.outputs);
         debug_assert_eq!(out.len(), rows * columns.len());
         if out.is_empty() {
             return;
         }
-        let deal = self.deal(rows, &columns, max_threads);
+        let deal = self.deal(rows, &columns, spread);
         with_panels!(&self.panels, panels => self.run_stored(panels, x, columns, out, deal));
     }
 
@@ -231,20 +239,20 @@ impl Linear {
         }
     }
 
-    /// How a product of so many rows, for some columns, is dealt to at most so many workers.
-    pub(crate) fn deal(&self, rows: usize, columns: &Range<usize>, max_threads: usize) -> Deal {
+    /// How a product of so many rows, for some columns, is dealt out.
+    pub(crate) fn deal(&self, rows: usize, columns: &Range<usize>, spread: Spread) -> Deal {
         let weights = self.inputs as f64 * columns.len() as f64;
         let work = [rows as f64 * weights, weights * self.dtype().bytes() as f64];
-        let workers = if tile::worth_spreading(work) { parallel::workers(max_threads) } else { 1 };
+        let workers = spread.workers(tile::nanoseconds(work));
         // Panels that columns lie in, the first and last perhaps in part.
         let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
         let [part_rows, part_panels] = tile::product_part([rows, panels], workers);
         Deal { work, workers, panels, part_rows, part_panels }
     }
 
-    /// The most tasks that run side by side.
-    pub(crate) fn max_threads(&self) -> usize {
-        self.max_threads
+    /// When and how far a product is spread.
+    pub(crate) fn spread(&self) -> Spread {
+        self.spread
     }
 
     /// Numbers of a row of the output.
@@ -530,7 +538,7 @@ mod tests {
                 Linear::new(dense.weight, None, [outputs, inputs], &LinearOptions::default()).unwrap();
             let [mut expected, mut got] = [0.0, f32::NAN].map(|fill| vec![fill; 9 * outputs]);
             alone.run(&x, &mut expected).unwrap();
-            layer.run_columns(&x, section.clone(), &mut got, usize::MAX);
+            layer.run_columns(&x, section.clone(), &mut got, layer.spread());
             assert_eq!(got, expected, "columns {section:?}");
         }
     }

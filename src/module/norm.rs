@@ -12,7 +12,7 @@ use super::weights::NormWeights;
 use crate::error::{AttentionError, check_size};
 use crate::isa::{Isa, Kernel, Level};
 use crate::kernel::{load_padded, store_padded};
-use crate::parallel::{self, MAX_PARTS};
+use crate::parallel::{self, MAX_PARTS, Spread};
 use crate::tile;
 
 /// Lanes of the sums, on every level.
@@ -38,7 +38,7 @@ pub struct LayerNorm {
     weights: NormWeights,
     epsilon: f32,
     level: Level,
-    max_threads: usize,
+    spread: Spread,
 }
 
 impl LayerNorm {
@@ -61,8 +61,7 @@ impl LayerNorm {
         check_size("layer norm beta", "elements", weights.gamma.len(), weights.beta.len())?;
         check_epsilon(epsilon)?;
         parallel::check_max_threads(max_threads)?;
-        let (level, max_threads) = (Level::chosen(level)?, max_threads.unwrap_or(usize::MAX));
-        Ok(Self { weights, epsilon, level, max_threads })
+        Ok(Self { weights, epsilon, level: Level::chosen(level)?, spread: Spread::new(max_threads, None) })
     }
 
     /// Adds `residual`, of the same size, to `x` `[rows, dim]` and normalises each row, in place.
@@ -77,8 +76,8 @@ impl LayerNorm {
         if let Some(residual) = residual {
             check_size("residual", "elements", x.len(), residual.len())?;
         }
-        let Self { level, max_threads, .. } = *self;
-        End { level, max_threads, dim, residual, norm: Some((&self.weights, self.epsilon)) }.run(x);
+        let Self { level, spread, .. } = *self;
+        End { level, spread, dim, residual, norm: Some((&self.weights, self.epsilon)) }.run(x);
         Ok(())
     }
 
@@ -101,7 +100,7 @@ pub(crate) fn check_epsilon(epsilon: f32) -> Result<(), AttentionError> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End<'a> {
     pub(crate) level: Level,
-    pub(crate) max_threads: usize,
+    pub(crate) spread: Spread,
     /// Numbers of a row.
     pub(crate) dim: usize,
     /// What is added, as large as the output.
@@ -118,8 +117,7 @@ impl End<'_> {
         }
         let rows = out.len() / self.dim;
         let bytes = 2.0 * size_of_val(out) as f64;
-        let workers =
-            if tile::worth_spreading([0.0, bytes]) { parallel::workers(self.max_threads) } else { 1 };
+        let workers = self.spread.workers(tile::nanoseconds([0.0, bytes]));
         let part_rows = if workers > 1 { rows.div_ceil(MAX_PARTS) } else { rows }.max(1);
         let parts = out.chunks_mut(part_rows * self.dim).enumerate();
         parallel::for_each_part(parts, workers, &|(index, out): (usize, &mut [f32])| {

@@ -95,7 +95,7 @@ impl Projections {
             let out = reserve(of_group.next().expect("a buffer for each"), size)?;
             of_group.for_each(drop);
             let x = inputs[group.start - wanted.start].data();
-            layer.run_columns(x, columns.clone(), out, layer.max_threads());
+            layer.run_columns(x, columns.clone(), out, layer.spread());
             let out = &*out;
             for index in group {
                 let start = match self {

@@ -3,7 +3,7 @@
 use crate::common::cases::*;
 use crate::common::guard::announce;
 use crate::{everything, large_cases, with_types};
-use lucid_attention::{Plan, PlanOptions, Problem};
+use lucid_attention::{Plan, PlanOptions, Problem, ScoreStage};
 
 fn pool(threads: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool")
@@ -21,6 +21,45 @@ fn any_number_of_threads() {
                 for (size, most) in [(1, 8), (2, 2), (3, 3), (3, 8), (8, 2), (8, 8), (2, 100)] {
                     let got = pool(size).install(|| everything(&inputs, level, most));
                     assert_equal(&got, &alone, &format!("{level}, at most {most} in a pool of {size}"));
+                }
+            }
+        });
+    }
+}
+
+/// However little work they are.
+#[test]
+fn small_calls() {
+    let base = Case { heads: [4, 2], q_len: 3, kv_len: 5, head_dim: 20, v_dim: 24, ..Case::default() };
+    let cases = [
+        base,
+        Case { heads: [8, 8], q_len: 1, rules: Rules { sinks: true, ..Rules::NONE }, ..base },
+        Case { rules: Rules::CAUSAL, q_len: 40, kv_len: 40, ..base },
+        Case { storage: Storage::Panels, kv_len: 70, ..base },
+        Case { types: TYPES[1], q_len: 16, kv_len: 17, rules: Rules { ragged: true, ..Rules::NONE }, ..base },
+        Case { heads: [1, 1], q_len: 1, kv_len: 3000, ..base },
+    ];
+    for case in cases.map(Case::possible) {
+        let _announced = announce(&case);
+        with_types!(case.types, Q, T => {
+            let operands = case.operands::<Q, T>(Place::Heap);
+            let inputs = operands.inputs();
+            for level in levels() {
+                let ask = Ask::all(level).scores(ScoreStage::Softmax);
+                let alone = run(&inputs, &ask);
+                for size in [2, 3] {
+                    let from_nothing = PlanOptions {
+                        level: Some(level),
+                        spread_from_microseconds: Some(0),
+                        ..PlanOptions::default()
+                    };
+                    let got = pool(size).install(|| {
+                        let plan = Plan::with_options(&Problem::of(&inputs), &from_nothing).expect("a plan");
+                        let threads = plan.explain(&inputs).expect("operands that fit").threads;
+                        assert!(threads > 1, "{case:?} runs on one thread");
+                        run(&inputs, &Ask { threads: size, spread_from: Some(0), ..ask })
+                    });
+                    assert_equal(&got, &alone, &format!("{level}, pool of {size}"));
                 }
             }
         });

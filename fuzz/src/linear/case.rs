@@ -112,6 +112,7 @@ impl Case {
         let options = LinearOptions {
             level: None,
             max_threads: Some(input.int_in_range(1..=3)?),
+            spread_from_microseconds: None,
             scale: if input.arbitrary()? { Some(*input.choose(&[0.1, 0.5, 1.0, 3.0])?) } else { None },
             normalize: exponential || input.ratio(3, 4)?,
             exact_window: exponential && causal && input.arbitrary()?,

@@ -34,6 +34,7 @@ pub(super) fn check(input: &mut Unstructured<'_>, tally: &mut Tally) -> Result<(
     let options = LinearOptions {
         level: None,
         max_threads: Some(mostly(input, 2, &[0, 1])?),
+        spread_from_microseconds: None,
         scale: mostly(input, None, &[Some(0.0), Some(-1.0), Some(f32::NAN), Some(f32::INFINITY), Some(0.5)])?,
         normalize: mostly(input, true, &[false])?,
         exact_window: mostly(input, false, &[true])?,

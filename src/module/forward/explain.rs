@@ -149,7 +149,7 @@ fn made(which: &Range<usize>) -> &'static str {
 }
 
 fn product(makes: &'static str, layer: &Linear, rows: usize, columns: Range<usize>) -> ProductExplanation {
-    let deal = layer.deal(rows, &columns, layer.max_threads());
+    let deal = layer.deal(rows, &columns, layer.spread());
     let parts = match () {
         () if deal.workers <= 1 => ProductParts::One,
         () if deal.part_panels < deal.panels => ProductParts::Columns,

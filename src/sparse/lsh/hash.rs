@@ -106,7 +106,7 @@ impl Rotations {
         let mut buckets = filled(size([batch, heads, self.rounds, tokens])?, 0)?;
         let columns = directions.next_multiple_of(16);
         let multiply_adds = (batch * heads * tokens * dim) as f64 * directions as f64;
-        let workers = workers(threads, tile::nanoseconds(multiply_adds, 0.0));
+        let workers = workers(threads, tile::nanoseconds([multiply_adds, 0.0]));
         let mut scratches = reserved(workers)?;
         for _ in 0..workers {
             scratches.push([filled(MAX_ROWS * dim, 0.0)?, filled(MAX_ROWS * columns, 0.0)?]);

@@ -1,12 +1,11 @@
 //! Stages of LSH attention, shared out: a stage writes one list or several, each part of the work a piece of each.
 
-use crate::parallel::{self, MAX_PARTS};
-use crate::tile;
+use crate::parallel::{MAX_PARTS, Spread};
 use std::ops::Range;
 
 /// Workers for a stage that takes one of them about so long, at most `limit`.
 pub(super) fn workers(limit: usize, nanoseconds: f64) -> usize {
-    if nanoseconds < tile::PARALLEL_NANOSECONDS { 1 } else { parallel::workers(limit) }
+    Spread::new(Some(limit), None).workers(nanoseconds)
 }
 
 /// `0..count` in as many ranges as can be shared out.

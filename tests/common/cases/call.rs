@@ -12,6 +12,8 @@ pub const CANARY: f32 = f32::from_bits(0x7fd5_a000);
 pub struct Ask<'a> {
     pub level: Level,
     pub threads: usize,
+    /// Microseconds.
+    pub spread_from: Option<u64>,
     /// In the fast tier on bf16 dot products.
     pub bf16_dot: bool,
     pub lse: bool,
@@ -30,6 +32,7 @@ impl Ask<'_> {
         Ask {
             level,
             threads: 1,
+            spread_from: None,
             bf16_dot: false,
             lse: false,
             row_max: false,
@@ -63,9 +66,14 @@ pub struct Results<Q> {
 
 /// Makes a call. What lies between the elements it writes must be as it was afterwards.
 pub fn run<Q: Element, T: Element>(inputs: &Inputs<'_, Q, T>, ask: &Ask<'_>) -> Results<Q> {
-    let &Ask { level, threads, bf16_dot, .. } = ask;
-    let options =
-        PlanOptions { level: Some(level), max_threads: Some(threads), bf16_dot, ..PlanOptions::default() };
+    let &Ask { level, threads, spread_from, bf16_dot, .. } = ask;
+    let options = PlanOptions {
+        level: Some(level),
+        max_threads: Some(threads),
+        spread_from_microseconds: spread_from,
+        bf16_dot,
+        ..PlanOptions::default()
+    };
     let plan = Plan::with_options(&Problem::of(inputs), &options).expect("a plan");
     let mut workspace = plan.workspace().expect("memory");
     let shape = inputs.output_shape();
