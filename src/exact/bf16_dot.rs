@@ -41,9 +41,10 @@
 //! round weights where they are made instead of in a pass of their own gains nothing (0.98 to 1.04, `prefill`).
 #![allow(clippy::needless_range_loop, reason = "vectors in registers are indexed by constants")]
 
-use super::block::{Block, BlockRow};
+use super::block::Block;
 use super::call::Call;
 use super::columns::Columns;
+use super::rows::BlockRow;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
 use super::visit::Visit;

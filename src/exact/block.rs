@@ -36,6 +36,7 @@ use super::group::{GroupShape, WeighGroup, group_within_blocks};
 use super::measure::{Measured, Measures, PartSums, RowSums};
 use super::partials::Partials;
 use super::peaks::{PeakBuffer, Peaks};
+use super::rows::{Reach, describe_rows};
 use super::sequence::Sequence;
 use super::tier::{Accumulators, At, NextTile, Runs, Tier, TierKernel};
 use super::visit::{Visit, Visits};
@@ -46,7 +47,7 @@ use crate::isa::{Isa, Kernel};
 use crate::kernel::MAX_ROWS;
 use crate::kernel::pack::merge_row;
 use crate::kernel::prefetch::Share;
-use crate::mask::{MaskRow, TILE};
+use crate::mask::TILE;
 use crate::softmax::{Partial, RowState};
 use crate::tile::{from_memory, group_rows};
 use std::ops::Range;
@@ -82,17 +83,6 @@ impl Block {
     fn rows_of(&self, head: usize) -> Range<usize> {
         head * self.head_rows..(head + 1) * self.head_rows
     }
-}
-
-/// A row of a block while it is worked on.
-#[derive(Clone, Debug)]
-pub(crate) struct BlockRow {
-    pub(crate) mask: MaskRow,
-    /// All its keys lie in here.
-    pub(crate) keys: Range<usize>,
-    /// Of the current split; until one begins, another row's.
-    pub(crate) state: RowState,
-    pub(crate) total: Partial,
 }
 
 /// Computes a block and brings its results where they belong.
@@ -190,17 +180,17 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
     reach: &Reach,
     end: &End<'_>,
 ) {
-    let Some(keys) = reach.within(&block.keys) else { return end_rows(isa, call, block, scratch, end) };
-    let source = E::open(call, block, block.kv_head);
-    let split = call.order.split;
-    let core = core(reach, call);
-    let (mut opens_split, mut first_split) = (true, true);
-    let mut next_split = 0;
+    let keys = reach.within(&block.keys).unwrap_or_default();
     let visits = Visits::new(call, &scratch.rows, keys.end);
     let mut visit = visits.next(call, &scratch.rows, keys.start);
     if visit.is_none() {
         return end_rows(isa, call, block, scratch, end);
     }
+    let source = E::open(call, block, block.kv_head);
+    let split = call.order.split;
+    let core = core(reach, call);
+    let (mut opens_split, mut first_split) = (true, true);
+    let mut next_split = 0;
     while let Some(this) = visit {
         if call.is_stopped() {
             return; // `grid` notes that the rows are not complete
@@ -261,93 +251,6 @@ fn prepare_rows<I: Isa, E: Tier<I>, T: Element>(
     }
     E::pack_queries(isa, call, &block.sequence, &scratch.rows, &mut scratch.operands);
     reach
-}
-
-/// The rows of a block, nothing computed yet, and the keys they may attend. In place, with their states left to whoever begins a
-/// split: 32 tokens of 32 dimensions (12 heads) are 1.06 times as fast as with rows made anew, 128 tokens 1.02 times
-/// (example `bench_worker`, level AVX-512).
-pub(crate) fn describe_rows<T: Element>(
-    call: &Call<'_, T>,
-    block: &Block,
-    rows: &mut Vec<BlockRow>,
-) -> Reach {
-    let mut reach = Reach::NONE;
-    let group = call.problem.group();
-    let (mut query, mut head, mut kv_head) =
-        (block.rows.start / group, block.rows.start % group, block.kv_head);
-    rows.resize(block.rows.len(), BlockRow::EMPTY);
-    for row in rows {
-        let q_head = mutant!(
-            "heads-tiled-not-repeated",
-            kv_head * group + head,
-            head * call.problem.kv_heads + kv_head
-        );
-        row.describe(call, &block.sequence, query, q_head);
-        head += 1;
-        if head == group {
-            (query, head) = (query + 1, 0);
-        }
-        if query == block.sequence.q_len {
-            (query, kv_head) = (0, kv_head + 1);
-        }
-        reach.add(&row.keys);
-    }
-    reach
-}
-
-impl BlockRow {
-    pub(crate) const EMPTY: BlockRow =
-        BlockRow { mask: MaskRow::NONE, keys: 0..0, state: RowState::EMPTY, total: Partial::EMPTY };
-
-    /// Turns to another row, of which nothing is known yet but what it may attend; its state stays.
-    #[inline(always)]
-    pub(crate) fn describe<T: Element>(
-        &mut self,
-        call: &Call<'_, T>,
-        sequence: &Sequence,
-        query: usize,
-        q_head: usize,
-    ) {
-        let q_pos = sequence.q_start.saturating_add(query as i64);
-        self.mask = call.mask.row(sequence.index, q_head, query, q_pos);
-        self.keys = call.mask.interval(&self.mask, sequence.kv_len);
-        self.total = Partial::EMPTY;
-    }
-}
-
-/// What of some rows' intervals of keys is one interval.
-pub(crate) struct Reach {
-    /// From the first key to the last that some row has; where none has any, it ends before it starts.
-    pub(crate) some: Range<usize>,
-    /// Those that every row has; ends before it starts if there are none.
-    pub(crate) all: Range<usize>,
-}
-
-impl Reach {
-    /// Of no rows.
-    pub(crate) const NONE: Reach = Reach { some: Range { start: usize::MAX, end: 0 }, all: 0..usize::MAX };
-
-    /// Takes a row in.
-    #[inline(always)]
-    pub(crate) fn add(&mut self, keys: &Range<usize>) {
-        self.all = self.all.start.max(keys.start)..self.all.end.min(keys.end);
-        if !keys.is_empty() {
-            self.some = self.some.start.min(keys.start)..self.some.end.max(keys.end);
-        }
-    }
-
-    /// Those that some row has within `limits`, if any.
-    pub(crate) fn within(&self, limits: &Range<usize>) -> Option<Range<usize>> {
-        let keys = self.some.start.max(limits.start)..self.some.end.min(limits.end);
-        (keys.start < keys.end).then_some(keys)
-    }
-}
-
-/// The keys from the first to the last that some row may attend, within `limits`.
-pub(crate) fn hull(rows: &[BlockRow], limits: &Range<usize>) -> Option<Range<usize>> {
-    let mut reach = Reach::NONE;
-    rows.iter().for_each(|row| reach.add(&row.keys));
-    reach.within(limits)
 }
 
 /// Keys that every row may attend, with nothing but the dot product to their scores. Only intervals are looked at: where

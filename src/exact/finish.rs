@@ -1,8 +1,8 @@
 //! The end of rows: sink, division, store, LSE.
 
-use super::block::BlockRow;
 use super::call::Call;
 use super::measure::{Measured, row_metrics};
+use super::rows::BlockRow;
 use super::sequence::Sequence;
 use crate::element::Element;
 use crate::isa::Isa;

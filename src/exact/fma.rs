@@ -1,8 +1,9 @@
 //! The exact tier: operands in f32 (or widened on the way into registers), one multiply-add per step.
 
-use super::block::{Block, BlockRow};
+use super::block::Block;
 use super::call::Call;
 use super::columns::Columns;
+use super::rows::BlockRow;
 use super::sequence::Sequence;
 use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
 use super::visit::Visit;

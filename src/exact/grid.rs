@@ -13,12 +13,13 @@
 //! large, or too few for all workers, each is cut into several. A unit's expensive blocks (rows that see everything, among
 //! rows that see little) come first: started last, one of them would keep a worker busy when the others are done.
 
-use super::block::{Block, BlockKernel, End, describe_rows};
+use super::block::{Block, BlockKernel, End};
 use super::call::Call;
 use super::finish::{Targets, finish_rows};
 use super::measure::{Measured, RowSums};
 use super::order::BlockOrder;
 use super::partials::Partials;
+use super::rows::describe_rows;
 use super::tier::{Engine, Tier, TierKernel};
 use super::workspace::{Scratch, WorkspaceParts};
 use crate::element::Element;

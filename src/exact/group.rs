@@ -7,10 +7,10 @@
 //! Visible            one row: all columns looked at, an interval of them, or what bits say
 //! ```
 
-use super::block::{BlockRow, Reach};
 use super::call::Call;
 use super::columns::Columns;
 use super::measure::{Measured, weigh_measured};
+use super::rows::{BlockRow, Reach};
 use super::tier::{Accumulators, Runs};
 use super::visit::{TileBlocks, Visit, columns_of, visit_the_same};
 use crate::element::Element;

@@ -11,9 +11,9 @@
 //! row sum's: bits do not depend on threads or blocks, nor on the level among those that fuse. Nothing here touches what
 //! the output is made of.
 
-use super::block::BlockRow;
 use super::group::count_in;
 use super::peaks::{PeakMemory, PeakOptions, Peaks};
+use super::rows::BlockRow;
 use crate::isa::Isa;
 use crate::mask::{TILE, TileBits, set_range};
 use crate::math;

@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `call.rs`, `sequence.rs` | operands checked and resolved |
 //! | `block.rs` | the loop above, for some rows of a head |
+//! | `rows.rs` | its rows: what each may attend, what is known of it |
 //! | `group.rs` | up to 6 of its rows in a tile: columns they need, weights out of dot products |
 //! | `visit.rs` | the tiles that a block visits |
 //! | `columns.rs` | sets of columns of a tile |
@@ -53,6 +54,7 @@ pub(crate) mod order;
 pub(crate) mod partials;
 pub(crate) mod peaks;
 pub(crate) mod progress;
+pub(crate) mod rows;
 #[allow(unsafe_code, reason = "writes output rows")]
 pub(crate) mod scores;
 pub(crate) mod sequence;

@@ -5,12 +5,13 @@
 //! In both tiers: in the bf16 one they are those of its own dot products, probabilities before rounding.
 //! Probabilities need the row's final maximum and sum, so their keys are visited twice.
 
-use super::block::{Block, BlockRow};
+use super::block::Block;
 use super::call::Call;
 use super::columns::Columns;
 use super::finish::with_sink;
 use super::group::{GroupShape, Visible, WeighGroup, row_bits, shape_row};
 use super::peaks::{Details, add_top_keys};
+use super::rows::BlockRow;
 use super::tier::{Accumulators, At, Engine, Tier, TierKernel};
 use super::workspace::Scratch;
 use crate::element::Element;

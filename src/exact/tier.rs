@@ -7,10 +7,11 @@
 //! | bf16 dot | `bf16_dot.rs` | two products of bf16, added to an f32 | its own, written there |
 
 use super::bf16_dot::Bf16DotTier;
-use super::block::{Block, BlockRow};
+use super::block::Block;
 use super::call::Call;
 use super::columns::Columns;
 use super::fma::FmaTier;
+use super::rows::BlockRow;
 use super::sequence::Sequence;
 use super::visit::Visit;
 use super::workspace::Operands;

@@ -3,9 +3,9 @@
 //! Where lists leave keys out, the next tile is found by a search in the rows' lists. Rows of a block mask's row of blocks visit
 //! the same keys, and mostly make up a whole block: they are asked as one, once for each tile.
 
-use super::block::{BlockRow, hull};
 use super::call::Call;
 use super::columns::Columns;
+use super::rows::{BlockRow, hull};
 use crate::element::Element;
 use crate::mask::{MaskRow, TileBits, intersect, set_range};
 use crate::sparse::{BlockMask, RowBlocks};

@@ -1,10 +1,10 @@
 //! Scratch memory of a call: what each worker needs, and the states of splits that run side by side.
 
 use super::bf16_dot::pairs;
-use super::block::BlockRow;
 use super::measure::RowSums;
 use super::order::BlockOrder;
 use super::peaks::PeakBuffer;
+use super::rows::BlockRow;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
