@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import limits
 import machine
 import memory
 import peers
@@ -31,6 +32,8 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="few cases, two short rounds: does everything run?")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--bars", action="store_true", help="print the verdict against the bars")
+    parser.add_argument("--roofline", type=Path, metavar="JSON",
+                        help="with --bars: how much of the limits that the bench roofline found they ask for")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--from", dest="source", type=Path, metavar="JSON",
                         help="measure nothing: write the report of these results again")
@@ -49,7 +52,7 @@ def main():
     run = json.loads(args.source.read_text()) if args.source else measure(args)
     write(run, args.out)
     if args.bars:
-        print("\n".join(verdict(run["cases"])))
+        print("\n".join(verdict(run["cases"], args.roofline and limits.read(args.roofline))))
     wrong = wrong_results_of_ours(run["cases"])
     if wrong:
         sys.exit("ours was wrong:\n" + "\n".join(wrong))

@@ -2,11 +2,14 @@
 from dataclasses import dataclass
 from typing import Callable
 
+from limits import least_seconds
 from results import best_peer, ratio_text
 
 AHEAD = 1.0
 # Equal, to within what a shared machine repeats.
 NOT_BEHIND = 0.97
+# Of the limit, which knows of no softmax: what the best of our kernels come to.
+REACHABLE = 0.9
 
 
 @dataclass
@@ -87,8 +90,14 @@ def judge(bar, lines):
     return sorted(found, key=lambda entry: entry[0])
 
 
-def verdict(lines):
-    """Lines of text."""
+def share_asked(bar, ratio, line, peaks):
+    """The shares of the machine's limit that a bar asks for in a case, and that ours reaches."""
+    reached = least_seconds(line, bar.variant, peaks) / line["ours"][bar.variant]["seconds"]
+    return bar.least / ratio * reached, reached
+
+
+def verdict(lines, peaks=None):
+    """Lines of text; with `peaks`, how much of the machine's limit each case that is missed was to take."""
     text = []
     for bar in BARS:
         found = judge(bar, lines)
@@ -97,5 +106,13 @@ def verdict(lines):
         lowest = f"lowest {ratio_text(found[0][0])} of {len(found)}" if found else ""
         text.append(f"{word:<8}{bar.name:<46}>= {bar.least:<6}{lowest}")
         for ratio, peer, line in missed:
-            text.append(f"            {ratio_text(ratio)} {line['case']}, {line['threads']} threads, {peer}")
+            share = ""
+            if peaks:
+                asked, reached = share_asked(bar, ratio, line, peaks)
+                share = f": asks for {asked:.0%} of the limit, {reached:.0%} reached"
+            text.append(f"            {ratio_text(ratio)} {line['case']}, {line['threads']} threads, {peer}{share}")
+        if missed and peaks:
+            shares = [share_asked(bar, ratio, line, peaks)[0] for ratio, _, line in missed]
+            beyond = sum(share > REACHABLE for share in shares)
+            text.append(f"        {beyond} of {len(missed)} missed ask for more than {REACHABLE:.0%} of the limit")
     return text

@@ -1,0 +1,58 @@
+"""The least that a case can take: its multiply-adds, or reading its keys and values, at the machine's peak."""
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from cases import multiplies_in_bf16
+
+ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+@dataclass
+class Peaks:
+    """By number of threads, in operations (a multiply-add is two) and bytes a second."""
+    fma: dict
+    bf16_dot: dict
+    memory: dict
+    # Keys and values of no more bytes may stay in a cache from call to call.
+    cached: int
+
+
+def read(path):
+    """What `cargo bench --bench roofline -- --json` found."""
+    measured = defaultdict(list)
+    for text in Path(path).read_text().splitlines():
+        if text.startswith("{"):
+            line = json.loads(text)
+            measured[kind(line["id"]), line["threads"]].append(line["limit"] * 1e9)
+    peaks = defaultdict(dict)
+    for (name, threads), limits in measured.items():
+        peaks[name][threads] = median(limits)
+    return Peaks(peaks["fma"], peaks["bf16_dot"], peaks["memory"], 2 * largest_cache())
+
+
+def kind(id):
+    """What limits a case of the bench."""
+    group, entry = id.split("/")[:2]
+    if group == "prefill":
+        return "bf16_dot" if multiplies_in_bf16(entry.replace("_", "-")) else "fma"
+    return "memory" if group == "decode" else "other"
+
+
+def largest_cache():
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max(int(size.read_text().strip().rstrip("K")) * 1024 for size in sizes)
+
+
+def least_seconds(line, variant, peaks):
+    """The least that a case can take, of a variant's kind of products: it has no softmax, and whatever can be read from a
+    cache costs nothing."""
+    batch, q_heads, kv_heads, q_len, kv_len, dim, causal = line["shape"]
+    pairs = q_len * (q_len + 1) // 2 if causal and q_len == kv_len else q_len * kv_len
+    products = 2 * 2 * batch * q_heads * pairs * dim
+    stored = 2 * batch * kv_heads * kv_len * dim * ELEMENT_BYTES[line["dtype"]]
+    peak = peaks.bf16_dot if multiplies_in_bf16(variant) else peaks.fma
+    reading = stored / peaks.memory[line["threads"]] if stored > peaks.cached else 0.0
+    return max(products / peak[line["threads"]], reading)
