@@ -44,16 +44,19 @@ pub struct PlanOptions {
     /// calls ever ask rayon for anything.
     pub max_threads: Option<usize>,
     /// Estimated microseconds on one thread ([`Explanation::estimated_microseconds`]) from which on a call is spread over the
-    /// pool; 60 if not given, as it takes some 50 to wake a thread that sleeps.
+    /// pool; 60 if not given, as it takes some 50 to wake a thread that sleeps. The estimate counts 40 multiply-adds and 20
+    /// bytes of keys and values a nanosecond, at whatever level; small calls take up to twice as long, portable ones more.
     ///
     /// Rayon's threads go on looking for work a while before they sleep. Where calls come from inside the pool and follow
     /// one another, or other work of the pool, within microseconds, and nothing else wants the processors, less is worth
-    /// sharing: with 4, on two threads, 12 heads of 12 to 32 tokens are 1.4 to 1.5 times as fast, one query of 4 heads
-    /// against 100 keys takes a fifth longer (example `bench_worker`, `LUCID_SPREAD_FROM=4`). After a pause such calls take
-    /// up to 1.3 times as long as on one thread, beside a thread that computes up to 1.5 times, and one in a thousand as
-    /// long as the system gives its neighbour, 4 ms (bench `latency`, `threads2_from4`).
+    /// sharing: with 4, on two threads, 12 heads of 12 or 16 tokens of 32 dimensions, or of 16 tokens of 64, are 1.4 to 1.5
+    /// times as fast, one query of 4 heads against 100 keys of 32 dimensions takes a fifth longer (example `bench_worker`,
+    /// `LUCID_SPREAD_FROM=4`). After a pause such calls take up to 1.3 times as long as on one thread, beside a thread that
+    /// computes up to 1.5 times, and one in a thousand as long as the system gives its neighbour, 4 ms (bench `latency`,
+    /// `threads2_from4`).
     ///
-    /// A layer's attention between products that are spread is so from 4 on at least. No result depends on it.
+    /// Between products of a layer that are spread, and so have woken the pool, its attention is from 4 on, or sooner if that
+    /// is asked for. No result depends on it.
     pub spread_from_microseconds: Option<u64>,
     /// The fast tier on bf16 dot products, where the level has them ([`Level::has_bf16_dot`]; an error elsewhere).
     ///

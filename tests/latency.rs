@@ -46,6 +46,11 @@ fn a_small_call_starts_no_thread() {
     plan_alone.run(&large, outputs, &mut plan_alone.workspace().expect("memory")).expect("a valid call");
     assert_eq!(threads(), before, "a large call of a plan for one thread");
 
+    let never = PlanOptions { spread_from_microseconds: Some(u64::MAX), ..PlanOptions::default() };
+    let plan_unspread = Plan::with_options(&Problem::of(&large), &never).expect("a plan");
+    assert_eq!(plan_unspread.explain(&large).expect("a valid call").threads, 1);
+    assert_eq!(threads(), before, "a plan of which no call is spread");
+
     // The small plan is not bound to one thread: what is work enough is spread, and starts the pool.
     #[cfg(feature = "rayon")]
     {

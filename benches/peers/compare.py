@@ -12,7 +12,7 @@ import memory
 import peers
 import plot
 import report
-from cases import multiplies_in_bf16, select
+from cases import AWAKE, multiplies_in_bf16, select
 from measure import Bench
 from results import best_peer, ratio_text, seconds_text, wrong_results_of_ours
 from verdict import verdict
@@ -39,6 +39,8 @@ def arguments():
                         help="measure nothing: write the report of these results again")
     parser.add_argument("--out", type=Path, default=peers.ROOT / "target/peers", help="folder for the results")
     args = parser.parse_args()
+    if args.roofline and not args.bars:
+        parser.error("--roofline goes with --bars")
     if args.quick:
         args.rounds, args.secs = min(args.rounds, 2), min(args.secs, 0.05)
     return args
@@ -66,6 +68,7 @@ def measure(args):
     run = {
         "date": datetime.date.today().isoformat(), "machine": machine.describe(),
         "versions": machine.versions(introductions), "rounds": args.rounds, "secs": args.secs,
+        "ours": AWAKE,
         "skipped": skipped, "empty": {}, "cases": [], "memory": [],
     }
     close(found[0])

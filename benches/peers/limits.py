@@ -1,5 +1,6 @@
 """The least that a case can take: its multiply-adds, or reading its keys and values, at the machine's peak."""
 import json
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ class Peaks:
     fma: dict
     bf16_dot: dict
     memory: dict
-    # Keys and values of no more bytes may stay in a cache from call to call.
-    cached: int
+    # Bytes of keys and values that may stay there from call to call.
+    cache: int
 
 
 def read(path):
-    """What `cargo bench --bench roofline -- --json` found."""
+    """What `cargo bench --bench roofline -- --json` found, on the machine that this runs on, which the results should be of."""
     measured = defaultdict(list)
     for text in Path(path).read_text().splitlines():
         if text.startswith("{"):
@@ -30,7 +31,11 @@ def read(path):
     peaks = defaultdict(dict)
     for (name, threads), limits in measured.items():
         peaks[name][threads] = median(limits)
-    return Peaks(peaks["fma"], peaks["bf16_dot"], peaks["memory"], 2 * largest_cache())
+    complete = {threads for _, threads in measured}
+    for name in ("fma", "bf16_dot", "memory"):
+        if set(peaks[name]) != complete:
+            sys.exit(f"{path}: no {name} limit with each of {sorted(complete)} threads; run all of the bench")
+    return Peaks(peaks["fma"], peaks["bf16_dot"], peaks["memory"], largest_cache())
 
 
 def kind(id):
@@ -43,16 +48,16 @@ def kind(id):
 
 def largest_cache():
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    return max(int(size.read_text().strip().rstrip("K")) * 1024 for size in sizes)
+    return max((int(size.read_text().strip().rstrip("K")) * 1024 for size in sizes), default=0)
 
 
 def least_seconds(line, variant, peaks):
-    """The least that a case can take, of a variant's kind of products: it has no softmax, and whatever can be read from a
-    cache costs nothing."""
+    """The least that a case can take, of a variant's kind of products: it has no softmax, and what fits the largest cache
+    costs nothing to read. Peaks drift, so it is known to some percent only."""
     batch, q_heads, kv_heads, q_len, kv_len, dim, causal = line["shape"]
     pairs = q_len * (q_len + 1) // 2 if causal and q_len == kv_len else q_len * kv_len
     products = 2 * 2 * batch * q_heads * pairs * dim
     stored = 2 * batch * kv_heads * kv_len * dim * ELEMENT_BYTES[line["dtype"]]
     peak = peaks.bf16_dot if multiplies_in_bf16(variant) else peaks.fma
-    reading = stored / peaks.memory[line["threads"]] if stored > peaks.cached else 0.0
-    return max(products / peak[line["threads"]], reading)
+    reading = max(0, stored - peaks.cache)
+    return max(products / peak[line["threads"]], reading / peaks.memory[line["threads"]])

@@ -38,7 +38,14 @@ def how_to_read(run):
         "time over ours, medians over rounds of neighbouring turns: above 1 ours is faster; **bold** is a loss. Ours from "
         "borrowed `rows`, with keys held in `panels`, and in the opt-in `bf16-dot` tier, from rows and from panels. A peer's time with `*` was "
         "computed in bf16 though f16 is stored: with f16 it is left out of the ratios of `rows` and `panels` where there "
-        "is one of `bf16-dot`. `°` is the figure of a single round, of a peer far behind the fastest one.")
+        "is one of `bf16-dot`. " + how_ours_is_run(run) + "`°` is the figure of a single round, of a peer far behind the fastest one.")
+
+
+def how_ours_is_run(run):
+    if "ours" not in run:
+        return ""
+    settings = ", ".join(f"`{name}={value}`" for name, value in run["ours"].items())
+    return f"Ours is run with {settings}. "
 
 
 def table(header, rows):

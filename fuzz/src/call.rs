@@ -10,7 +10,13 @@ pub(crate) fn call(
     level: Level,
     threads: usize,
 ) -> Result<(Vec<f32>, Vec<f32>), AttentionError> {
-    let options = PlanOptions { level: Some(level), max_threads: Some(threads), ..PlanOptions::default() };
+    let options = PlanOptions {
+        level: Some(level),
+        max_threads: Some(threads),
+        // Nothing here is large enough by itself.
+        spread_from_microseconds: (threads > 1).then_some(0),
+        ..PlanOptions::default()
+    };
     let plan = Plan::with_options(&Problem::of(inputs), &options)?;
     let shape = inputs.output_shape();
     let mut out = vec![CANARY; shape.iter().product()];

@@ -152,8 +152,13 @@ impl<T: Element> Decoding<T> {
     }
 
     fn call(&self, inputs: &Inputs<'_, f32, T>, level: Level, threads: usize) -> (Vec<f32>, Vec<f32>) {
-        let options =
-            PlanOptions { level: Some(level), max_threads: Some(threads), ..PlanOptions::default() };
+        let options = PlanOptions {
+            level: Some(level),
+            max_threads: Some(threads),
+            // Nothing here is large enough by itself.
+            spread_from_microseconds: (threads > 1).then_some(0),
+            ..PlanOptions::default()
+        };
         let problem = Problem { max_kv_len: self.cache.capacity(), ..self.problem };
         let plan = Plan::with_options(&problem, &options).expect("small sizes");
         let shape = inputs.output_shape();

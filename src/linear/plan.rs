@@ -29,7 +29,8 @@ pub struct LinearOptions {
     /// The most tasks that run side by side; the size of the pool that the plan is made in if not given. Scratch is
     /// proportional to it.
     pub max_threads: Option<usize>,
-    /// As [`PlanOptions::spread_from_microseconds`](crate::PlanOptions::spread_from_microseconds).
+    /// As [`PlanOptions::spread_from_microseconds`](crate::PlanOptions::spread_from_microseconds): the estimate counts 40
+    /// multiply-adds a nanosecond.
     pub spread_from_microseconds: Option<u64>,
     /// Queries and keys are multiplied by its square root before they are mapped. If not given `1 / sqrt(head_dim)` for
     /// the maps that stand for the softmax (and [`FeatureMap::Identity`]), 1 for the others.
@@ -228,7 +229,7 @@ impl LinearPlan {
     /// Attention of `inputs` into `out` (`[batch, q_heads, q_len, v_dim]`).
     ///
     /// Any batch, and any lengths up to the plan's maxima. Runs on the current rayon pool, or on the calling thread alone
-    /// when the work is less than some 60 us; does not allocate. Where there are fewer sequences and KV heads than threads, a
+    /// when the work is little ([`LinearOptions::spread_from_microseconds`]); does not allocate. Where there are fewer sequences and KV heads than threads, a
     /// long one is shared out; not where rows are causal and keep an exact window, or their keys keep raising the gauge.
     ///
     /// # Errors

@@ -158,8 +158,8 @@ impl Absorbed {
         Ok(())
     }
 
-    /// Runs `product` for every KV head on rows of its query heads: of `x`, `[heads, tokens, inputs]`, to those of `out`,
-    /// on the threads that are left for each.
+    /// Runs `product` for every KV head on rows of its query heads: of `x`, `[heads, tokens, inputs]`, to those of `out`. Heads
+    /// are shared out to workers; where they are fewer, each product is.
     fn each_head(
         &self,
         (x, inputs): (&[f32], usize),
@@ -174,13 +174,14 @@ impl Absorbed {
         let weights = (kv_heads * inputs * outputs) as f64;
         let work = [rows as f64 * weights, weights * size_of::<f32>() as f64];
         let workers = self.spread.workers(tile::nanoseconds(work));
-        let left = if workers > 1 { self.spread.over(1) } else { self.spread };
+        let by_heads = workers <= kv_heads;
+        let (workers, each) = if by_heads { (workers, self.spread.over(1)) } else { (1, self.spread) };
         let heads_per_part = kv_heads.div_ceil(MAX_PARTS);
         let parts = out.chunks_mut(heads_per_part * rows * outputs).enumerate();
         parallel::for_each_part(parts, workers, &|(part, out): (usize, &mut [f32])| {
             for (head, out) in out.chunks_exact_mut(rows * outputs).enumerate() {
                 let head = part * heads_per_part + head;
-                product(head, &x[head * rows * inputs..][..rows * inputs], out, left);
+                product(head, &x[head * rows * inputs..][..rows * inputs], out, each);
             }
         });
     }

@@ -32,7 +32,8 @@ use crate::view::{Layout, View, ViewMut};
 /// Choices of a module that are neither sizes nor weights.
 #[derive(Debug, Default)]
 pub struct ModuleOptions {
-    /// Instruction set and threads, of projections and attention, and the tier of attention. A limit of memory is one of
+    /// Instruction set and threads, of projections and attention (from how much work on they are spread goes for each step by
+    /// itself), and the tier of attention. A limit of memory is one of
     /// each plan of attention, of which a [`ModuleWorkspace`] holds up to four (few rows or many, tokens projected or as they
     /// are); where it leaves no room for all threads, a call makes do with fewer.
     pub plan: PlanOptions,

@@ -247,6 +247,8 @@ impl Linear {
         // Panels that columns lie in, the first and last perhaps in part.
         let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
         let [part_rows, part_panels] = tile::product_part([rows, panels], workers);
+        let parts = rows.div_ceil(part_rows.max(1)) * panels.div_ceil(part_panels.max(1));
+        let workers = workers.min(parts).max(1);
         Deal { work, workers, panels, part_rows, part_panels }
     }
 
@@ -508,12 +510,19 @@ mod tests {
         let (inputs, outputs) = (256, 777);
         let (w, b) = (numbers(outputs * inputs, 1), numbers(outputs, 2));
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let layer = |max_threads| {
-                let options = LinearOptions { max_threads, dtype, ..LinearOptions::default() };
+            let layer = |max_threads, spread_from_microseconds| {
+                let options = LinearOptions {
+                    max_threads,
+                    spread_from_microseconds,
+                    dtype,
+                    ..LinearOptions::default()
+                };
                 Linear::new(&w, Some(&b), [outputs, inputs], &options).unwrap()
             };
-            let (alone, shared) = (layer(Some(1)), layer(None));
-            for rows in [9, 32, 33, 100, 700] {
+            let (alone, shared) = (layer(Some(1), None), layer(None, Some(0)));
+            for rows in [1, 9, 32, 33, 100, 700] {
+                let deal = pool.install(|| shared.deal(rows, &(0..outputs), shared.spread()));
+                assert!(deal.workers > 1, "{rows} rows");
                 let x = numbers(rows * inputs, 3);
                 let [mut expected, mut got] = [0.0, f32::NAN].map(|fill| vec![fill; rows * outputs]);
                 alone.run(&x, &mut expected).unwrap();

@@ -38,6 +38,7 @@ fn small_calls() {
         Case { storage: Storage::Panels, kv_len: 70, ..base },
         Case { types: TYPES[1], q_len: 16, kv_len: 17, rules: Rules { ragged: true, ..Rules::NONE }, ..base },
         Case { heads: [1, 1], q_len: 1, kv_len: 3000, ..base },
+        Case { seed: 32, rules: Rules { blocks: true, ..Rules::NONE }, q_len: 60, kv_len: 60, ..base },
     ];
     for case in cases.map(Case::possible) {
         let _announced = announce(&case);
@@ -50,6 +51,7 @@ fn small_calls() {
                 for size in [2, 3] {
                     let from_nothing = PlanOptions {
                         level: Some(level),
+                        max_threads: Some(size),
                         spread_from_microseconds: Some(0),
                         ..PlanOptions::default()
                     };

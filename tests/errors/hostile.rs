@@ -165,9 +165,9 @@ pub(crate) fn make(choices: &mut Choices<'_>) -> Result<bool, AttentionError> {
     let options = PlanOptions {
         level: c.sometimes(|c| c.pick(&Level::ALL)),
         max_threads: Some(c.pick(&[1, 2, 3, 0, MAX, MAX / 2, 1 << 40])),
-        spread_from_microseconds: c.sometimes(|c| c.pick(&[0, 8, u64::MAX])),
         bf16_dot: c.sometimes(|_| ()).is_some(),
         max_workspace_bytes: c.sometimes(Choices::size),
+        spread_from_microseconds: c.sometimes(|c| c.pick(&[0, 8, u64::MAX])),
     };
     let plan = Plan::with_options(&problem, &options)?;
     // A token repeated without end is legal, but takes as long.

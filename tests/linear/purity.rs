@@ -179,12 +179,18 @@ fn threads_and_neighbours_change_no_bit() {
     for case in cases().map(|case| Case { batch: 3, ..case }).chain(long) {
         let operands = case.operands::<f32>();
         for level in levels() {
-            let [alone, shared] = [1, 3].map(|threads| {
-                let options = LinearOptions { max_threads: Some(threads), ..case.options };
-                let case = Case { options, ..case.clone() };
-                bits(&pool.install(|| case.run(level, &operands)))
-            });
+            let [alone, shared, shared_small] =
+                [(1, None), (3, None), (3, Some(0))].map(|(threads, from)| {
+                    let options = LinearOptions {
+                        max_threads: Some(threads),
+                        spread_from_microseconds: from,
+                        ..case.options
+                    };
+                    let case = Case { options, ..case.clone() };
+                    bits(&pool.install(|| case.run(level, &operands)))
+                });
             assert!(alone == shared, "{level}: threads, {case:?}");
+            assert!(alone == shared_small, "{level}: threads for little work, {case:?}");
 
             let last = case.batch - 1;
             let part = |list: &[f32]| list[list.len() / case.batch * last..].to_vec();

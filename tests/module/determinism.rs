@@ -56,6 +56,33 @@ fn threads_and_batches() {
     }
 }
 
+/// However little work each step is; over tokens as they are, too, of fewer KV heads than there are threads, or of one.
+#[cfg(feature = "rayon")]
+#[test]
+fn small_steps_side_by_side() {
+    let memory = numbers(60 * DIM, 2);
+    for (kv_heads, tokens, dim) in [(4, 2, DIM), (1, 2, DIM), (2, 7, DIM), (4, 1, 100), (1, 20, 100)] {
+        let config = AttentionConfig { kv_heads: Some(kv_heads), weights_dtype: DType::F32, ..config() };
+        let weights = lively_weights(&config, InputDims::all(dim), 1);
+        let on = |threads, spread_from_microseconds| {
+            let plan = PlanOptions { spread_from_microseconds, ..PlanOptions::default() };
+            let options = ModuleOptions { plan, ..ModuleOptions::default() };
+            let module =
+                MultiHeadAttention::with_options(config.clone(), &weights, options).expect("valid parts");
+            let keys = tensor(&memory[..60 * dim], &[60, dim]);
+            let inputs = ModuleInputs::new(tensor(&memory[..tokens * dim], &[tokens, dim]), keys, keys);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            let explained = pool.install(|| module.explain(&inputs)).expect("a valid call");
+            assert_eq!(explained.output.threads > 1, threads > 1, "{explained}");
+            pool.install(|| module.forward(&inputs)).expect("a valid call")
+        };
+        let alone = on(1, None);
+        for threads in [2, 3, 8] {
+            assert_bits(&on(threads, Some(0)), &alone, &format!("{kv_heads} KV heads, {threads} threads"));
+        }
+    }
+}
+
 #[test]
 fn levels() {
     let weights = lively_weights(&config(), InputDims { query: 40, key: 24, value: 31 }, 3);

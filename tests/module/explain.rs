@@ -69,14 +69,16 @@ fn products_by_what_is_shared() {
 fn threads() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
     let data = numbers(300 * DIM, 2);
-    for (rows, max_threads, threads, parts) in [
-        (1, None, 3, ProductParts::Columns),
-        (16, None, 3, ProductParts::Columns),
-        (300, None, 3, ProductParts::Rows),
-        (300, Some(2), 2, ProductParts::Rows),
-        (300, Some(1), 1, ProductParts::One),
+    for (rows, max_threads, spread_from_microseconds, threads, parts) in [
+        (1, None, None, 3, ProductParts::Columns),
+        (16, None, None, 3, ProductParts::Columns),
+        (300, None, None, 3, ProductParts::Rows),
+        (300, Some(2), None, 2, ProductParts::Rows),
+        (300, Some(1), None, 1, ProductParts::One),
+        (300, None, Some(1_000_000), 1, ProductParts::One),
+        (16, Some(2), Some(0), 2, ProductParts::Columns),
     ] {
-        let plan = PlanOptions { max_threads, ..PlanOptions::default() };
+        let plan = PlanOptions { max_threads, spread_from_microseconds, ..PlanOptions::default() };
         let module =
             module(config(), InputDims::all(DIM), ModuleOptions { plan, ..ModuleOptions::default() });
         let inputs = ModuleInputs::self_attention(tensor(&data[..rows * DIM], &[rows, DIM]));
@@ -84,7 +86,7 @@ fn threads() {
         let [qkv] = &explained.projections[..] else { panic!("one product: {explained}") };
         assert_eq!((qkv.threads, qkv.parts), (threads, parts), "{rows} rows");
         assert_eq!(explained.level, module.level());
-        let alone = rows == 1 || max_threads == Some(1);
+        let alone = rows == 1 || threads == 1;
         assert_eq!(
             explained.output.parts == ProductParts::One,
             alone,
@@ -161,4 +163,6 @@ fn attention_between_spread_products() {
     assert!(layer.output.threads == 2 && layer.attention.estimated_microseconds < 60.0, "{layer}");
     assert_eq!(layer.attention.threads, 2, "{layer}");
     assert_eq!(explained(2).attention.threads, 1, "too little, awake or not");
+    assert_eq!(layer.attention.spread_from_microseconds, 4.0);
+    assert_eq!(explained(2).attention.spread_from_microseconds, 60.0);
 }

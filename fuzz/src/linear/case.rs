@@ -109,10 +109,12 @@ impl Case {
         } else {
             None
         };
+        let threads = input.int_in_range(1..=3)?;
         let options = LinearOptions {
             level: None,
-            max_threads: Some(input.int_in_range(1..=3)?),
-            spread_from_microseconds: None,
+            max_threads: Some(threads),
+            // Nothing here is large enough by itself.
+            spread_from_microseconds: (threads > 1).then_some(0),
             scale: if input.arbitrary()? { Some(*input.choose(&[0.1, 0.5, 1.0, 3.0])?) } else { None },
             normalize: exponential || input.ratio(3, 4)?,
             exact_window: exponential && causal && input.arbitrary()?,
