@@ -49,8 +49,8 @@ pub struct PlanOptions {
     ///
     /// Rayon's threads go on looking for work a while before they sleep. Where calls come from inside the pool and follow
     /// one another, or other work of the pool, within microseconds, and nothing else wants the processors, less is worth
-    /// sharing: with 4, on two threads, 12 heads of 12 or 16 tokens of 32 dimensions, or of 16 tokens of 64, are 1.4 to 1.5
-    /// times as fast, one query of 4 heads against 100 keys of 32 dimensions takes a fifth longer (example `bench_worker`,
+    /// sharing: with 4, on two threads, 12 heads of 12 to 32 tokens of 32 or 64 dimensions are 1.1 to 1.7 times as fast, mostly
+    /// 1.4, one query of 4 heads against 100 keys of 32 dimensions takes a fifth longer (example `bench_worker`,
     /// `LUCID_SPREAD_FROM=4`). After a pause such calls take up to 1.3 times as long as on one thread, beside a thread that
     /// computes up to 1.5 times, and one in a thousand as long as the system gives its neighbour, 4 ms (bench `latency`,
     /// `threads2_from4`).
