@@ -9,7 +9,8 @@
 //! | | |
 //! |---|---|
 //! | entry | `rows` and `panels`: [`Plan::run`] with keys held so; `function`: [`attention`], which plans each time |
-//! | caller | `threads1`, `threads2`: a worker of a pool of that size; `threads2_from4`: the same with `spread_from_microseconds: 4`; `threads2_outside`: a thread that enters it each time |
+//! | caller | `threads1`, `threads2`: a worker of a pool of that size; `threads2_outside`: a thread that enters it each time |
+//! | | `threads2_from4`: as `threads2`, with [`PlanOptions::spread_from_microseconds`] of 4 |
 //! | condition | `warm`: back to back; `busy`: the same beside a thread that computes; `idle`: 2 ms of sleep before each |
 //!
 //! Each call is timed by itself, the timer's own time (printed first) included. Ids of first calls read
@@ -17,6 +18,7 @@
 //! `--json` prints one object. That small calls neither allocate nor start threads is a test, `tests/latency.rs`.
 //!
 //! [`Plan::run`]: lucid_attention::Plan::run
+//! [`PlanOptions::spread_from_microseconds`]: lucid_attention::PlanOptions::spread_from_microseconds
 //! [`attention`]: lucid_attention::attention()
 
 #[path = "../common/mod.rs"]

@@ -51,14 +51,14 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `plan.rs`, `inputs.rs` | sizes and choices, operands, calls, what is shared out |
+//! | `plan.rs`, `inputs.rs` | sizes and choices, operands |
+//! | `plan/calls.rs` | calls, what is shared out |
 //! | `unit.rs` | one head's keys and queries, block by block |
 //! | `unit/kernels.rs` | what is compiled for each level |
 //! | `unit/spread.rs` | one head's causal rows on several threads |
 //! | `rows.rs` | rows of a block |
 //! | `features.rs`, `directions.rs`, `projection.rs` | maps |
 //! | `fingerprint.rs` | which map a state belongs to |
-//! | `products.rs` | the crate's register tiles, as functions |
 //! | `gauge.rs` | what exponential features are relative to |
 //! | `state.rs` | what is kept of keys and values |
 //! | `estimate.rs` | what to expect |
