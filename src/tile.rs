@@ -38,17 +38,31 @@ pub(crate) fn heads_together(kv_heads: usize, rows: usize) -> usize {
 const _: () =
     assert!(MAX_ROWS <= FUSED_ROWS && MAX_ROWS <= FEW_ROWS, "heads together pack neither keys nor values");
 
-/// Rows of a block from which on values that other blocks pack too are packed once for all, where vectors have 8 lanes.
+/// Rows of a block from which on values that other blocks pack too are packed once for all.
 const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
 
-/// Whether a block of so many rows packs its values, where vectors have 8 lanes: a row of values is visited 16 dimensions at a
-/// time. In f32 1.03 to 1.09 times from 512 rows on, the same at 128 and 197. Blocks of a head share what is packed, for a copy of
-/// its values in each worker's scratch: another 1.02 to 1.08 from 512 to 8192 tokens. (Bench `roofline`, `prefill` of level AVX2.)
+/// Whether a block of so many rows packs its values. Blocks of a head share what is packed, for a copy of its values in each
+/// worker's scratch.
+///
+/// With vectors of 8 lanes, by which a row of values is visited 16 dimensions at a time, f32 is 1.03 to 1.09 times as fast from
+/// 512 rows on, the same at 128 and 197, and another 1.02 to 1.08 where blocks share. (Bench `roofline`, `prefill` of level AVX2.)
 /// A unit of few rows is one block, which packs for itself alone: 32 rows of 4096 keys are 1.1 times as fast without (`few`).
+///
+/// With 16 lanes it is for what blocks share: where a core does two multiply-adds a cycle, values in L2 that do not start on
+/// cache lines, as hardly any do, keep it waiting for a tenth of its time, and f16 and bf16 are widened anew for each group. 1.07
+/// to 1.14 times as fast from 197 tokens on, in f32 and f16 (example `bench_worker`, 64 and 128 dimensions, Emerald Rapids).
+/// `elements` of values that fit L1 gain nothing, and lose the copy: 128 tokens of 32 dimensions 2 %.
 #[inline(always)]
-pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool) -> bool {
-    lanes < 16 && rows > if shared { PACKED_VALUE_ROWS } else { FEW_ROWS }
+pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool, elements: usize) -> bool {
+    match (lanes < 16, shared) {
+        (true, false) => rows > FEW_ROWS,
+        (true, true) => rows > PACKED_VALUE_ROWS,
+        (false, _) => shared && rows > PACKED_VALUE_ROWS && elements > CACHED_VALUES,
+    }
 }
+
+/// Elements of values that are taken to fit L1.
+const CACHED_VALUES: usize = (32 << 10) / size_of::<f32>();
 
 /// Whether the bf16 tier pairs keys and values in registers that are stored as bf16, where no other block of rows shares them:
 /// each group of rows anew, where scratch would serve them all. With 4096 keys of 128 dimensions 4 rows are twice as fast so, 8
@@ -69,8 +83,9 @@ pub(crate) const STREAMED_KEYS: usize = 16;
 /// With 16 registers of 8 lanes, several rows cover half of L1, 1.04 to 1.08 times as fast as 16 keys. A single row covers a KiB
 /// or two, so that its tiles leave the order of memory no further than the hardware's prefetchers follow: 128 dimensions in
 /// `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half precision, 1.05 (bench
-/// `roofline`, `decode` of level AVX2). At AVX-512 half of L1 gains several rows nothing from a cache, and loses them 3 to 20 %
-/// from memory (`few` and `decode` of level AVX-512).
+/// `roofline`, `decode` of level AVX2). At AVX-512 half of L1 gains the first rows of a block nothing from a cache, and loses them
+/// 3 to 20 % from memory (`few` and `decode` of level AVX-512); those after them, which find values in L2, take a whole tile's at
+/// once (8 and 16 rows per KV head 1.06 to 1.1 times as fast in f32, the same in f16).
 #[inline(always)]
 pub(crate) fn streamed_keys(
     has_narrow_tiles: bool,

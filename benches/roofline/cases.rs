@@ -7,7 +7,8 @@ use lucid_attention::Level;
 /// Which physical limit a case runs against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
-    MultiplyAdds,
+    /// With the vectors of a level.
+    MultiplyAdds(Level),
     Bf16Dots,
     Read,
 }
@@ -84,7 +85,7 @@ fn of_level(level: Level) -> Vec<Setup> {
         panels: false,
         bf16_dot: false,
         window: None,
-        limit: Limit::MultiplyAdds,
+        limit: Limit::MultiplyAdds(level),
         floor: None,
     };
     // The lost inlining that a floor is there to catch costs a factor of ten and more.
@@ -171,11 +172,11 @@ fn of_level(level: Level) -> Vec<Setup> {
     for (case, limit) in [
         (few([32, 32], 2, 4096, 128), Limit::Read),
         (few([32, 32], 4, 4096, 128), Limit::Read),
-        (few([32, 8], 4, 4096, 128), Limit::MultiplyAdds),
-        (few([32, 8], 8, 4096, 128), Limit::MultiplyAdds),
-        (few([32, 8], 16, 4096, 128), Limit::MultiplyAdds),
-        (few([32, 32], 16, 4096, 128), Limit::MultiplyAdds),
-        (few([32, 1], 2, 8192, 128), Limit::MultiplyAdds),
+        (few([32, 8], 4, 4096, 128), base.limit),
+        (few([32, 8], 8, 4096, 128), base.limit),
+        (few([32, 8], 16, 4096, 128), base.limit),
+        (few([32, 32], 16, 4096, 128), base.limit),
+        (few([32, 1], 2, 8192, 128), base.limit),
     ] {
         setups.push(Setup { group: "few", case, limit, ..read });
         setups.push(Setup { group: "few", case, limit, panels: false, ..read });

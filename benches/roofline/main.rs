@@ -103,7 +103,7 @@ impl Watch<'_> {
         let mut found = Vec::new();
         for _ in 0..self.rounds {
             let limit = match limit {
-                Limit::MultiplyAdds => peaks::multiply_adds(self.threads)?,
+                Limit::MultiplyAdds(level) => peaks::multiply_adds(self.threads, level)?,
                 Limit::Bf16Dots => peaks::bf16_dots(self.threads)?,
                 Limit::Read => self.memory.read(self.threads),
             };

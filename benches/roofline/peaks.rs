@@ -3,6 +3,7 @@
 //! Each probe is short (some milliseconds) and meant to be run beside what it is compared with: on shared machines, and
 //! for memory anywhere, the limit of a minute ago says little.
 
+use lucid_attention::Level;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -33,9 +34,10 @@ fn best(threads: usize, operations: usize, steps: &(impl Fn(usize) + Sync)) -> f
     (0..3).map(|_| total / timed(threads, steps)).fold(0.0, f64::max)
 }
 
-/// Floating-point operations per second in fused multiply-adds (two each), on the widest vectors there are.
+/// Floating-point operations per second in fused multiply-adds (two each), on the vectors of the level, or, where those have no
+/// multiply-adds, on the widest there are.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn multiply_adds(threads: usize) -> Option<f64> {
+pub(crate) fn multiply_adds(threads: usize, level: Level) -> Option<f64> {
     use core::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f")]
@@ -58,7 +60,7 @@ pub(crate) fn multiply_adds(threads: usize) -> Option<f64> {
         }
         black_box(sums);
     }
-    if is_x86_feature_detected!("avx512f") {
+    if level != Level::Avx2 && is_x86_feature_detected!("avx512f") {
         // SAFETY: the CPU has the feature.
         return Some(best(threads, 32, &|_| unsafe { wide() }));
     }
@@ -90,7 +92,7 @@ pub(crate) fn bf16_dots(threads: usize) -> Option<f64> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn multiply_adds(_threads: usize) -> Option<f64> {
+pub(crate) fn multiply_adds(_threads: usize, _level: Level) -> Option<f64> {
     None
 }
 

@@ -37,19 +37,20 @@ fn of_level(level: Level, best: bool) -> Vec<Product> {
         limit,
         floor: None,
     };
-    let tall = product([512, 768, 2304], DType::F32, Limit::MultiplyAdds);
+    let multiply_adds = Limit::MultiplyAdds(level);
+    let tall = product([512, 768, 2304], DType::F32, multiply_adds);
     let mut products = vec![Product { floor: (level > Level::Portable).then_some(FLOOR), ..tall }];
     if best {
         for sizes in [[10, 128, 128], [128, 384, 1152], [128, 768, 768], [512, 768, 768], [512, 768, 3072]] {
-            products.push(product(sizes, DType::F32, Limit::MultiplyAdds));
+            products.push(product(sizes, DType::F32, multiply_adds));
         }
-        products.push(product([512, 768, 768], DType::F16, Limit::MultiplyAdds));
+        products.push(product([512, 768, 768], DType::F16, multiply_adds));
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             products.push(product([1, 4096, 12288], dtype, Limit::Read));
         }
         products.push(product([4, 4096, 12288], DType::F32, Limit::Read));
-        products.push(product([1, 128, 128], DType::F32, Limit::MultiplyAdds));
-        products.push(product([1, 768, 768], DType::F32, Limit::MultiplyAdds));
+        products.push(product([1, 128, 128], DType::F32, multiply_adds));
+        products.push(product([1, 768, 768], DType::F32, multiply_adds));
     }
     products
 }

@@ -197,7 +197,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, next }: At<'_>,
+        At { tile, first, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -208,7 +208,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         match source.as_stored {
             Some(AsStored { keys: Stored::Panels(panels), .. }) => {
                 let panels = &panels[tile.start * head_dim..];
-                let ahead = AsStored::AHEAD;
+                let ahead = AsStored::AHEAD.only_if(first);
                 isa.call_bf16(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
                 return;
             }
@@ -234,7 +234,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, next }: At<'_>,
+        At { tile, first: first_rows, next }: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
@@ -264,7 +264,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 acc_stride,
             };
             if let Some(stored) = &source.as_stored {
-                let values = stored.values_from(tile.start + 2 * run.start, source.v_dim);
+                let values = stored.values_from(tile.start + 2 * run.start, source.v_dim, first_rows);
                 add_up(isa, guard, Accumulate { rows, values, keys, step: STREAMED_KEYS, weighted });
                 continue;
             }
@@ -307,7 +307,7 @@ impl<'a> AsStored<'a> {
     /// For panels and values, up to two rows leave it to the hardware what to ask for ahead of time, wherever they lie: asking costs
     /// them up to 40 % (1 or 2 rows per KV head, 33 and 67 MB of keys and values in panels; example `bench_worker`,
     /// `LUCID_BF16_DOT=1`). More rows, which work longer on each line, gain 1.05 to 1.7.
-    const AHEAD: Near = Near::CACHED;
+    const AHEAD: Near = Near::ForSeveral;
 
     /// `None` if they are not stored as bf16.
     #[inline(always)]
@@ -321,10 +321,10 @@ impl<'a> AsStored<'a> {
 
     /// Values from a key on, up to the last key: what lies behind it is nobody's second row.
     #[inline(always)]
-    fn values_from(&self, key: usize, v_dim: usize) -> ValueRows<'a, bf16> {
+    fn values_from(&self, key: usize, v_dim: usize, first: bool) -> ValueRows<'a, bf16> {
         let KeyRows { data, stride, len, .. } = self.values;
         let data = &data[key * stride..(len - 1) * stride + v_dim];
-        ValueRows { data, stride, v_dim, ahead: Self::AHEAD, in_pairs: false }
+        ValueRows { data, stride, v_dim, ahead: Self::AHEAD.only_if(first), in_pairs: false }
     }
 
     /// Asks for a share of a tile.

@@ -11,7 +11,7 @@ use super::workspace::Operands;
 use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
-use crate::kernel::pack::{VALUE_PANEL, pack_query, widen};
+use crate::kernel::pack::{pack_query, value_panel, widen};
 use crate::kernel::prefetch::{Elsewhere, Near, Share};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{
@@ -98,10 +98,10 @@ impl<I: Isa> Tier<I> for FmaTier {
             data: call.v.from(batch, kv_head, k_first),
             stride: call.v.strides()[2],
             v_dim,
-            ahead: Near { from_memory: asks_for_values(narrow, T::DTYPE, from_memory) },
+            ahead: Near::first(asks_for_values(narrow, T::DTYPE, from_memory)),
             in_pairs: adds_in_pairs(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
-        let packing = match packs_values(I::LANES, rows, block.shares_keys) {
+        let packing = match packs_values(I::LANES, rows, block.shares_keys, kv_len * v_dim) {
             false => ValuePacking::None,
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
@@ -148,24 +148,25 @@ impl<I: Isa> Tier<I> for FmaTier {
             }
             KeySource::Panels(_) | KeySource::Rows(_) => {}
         }
+        let width = value_panel(I::LANES, source.values.v_dim);
         match source.packing {
             ValuePacking::None => {}
             ValuePacking::Tile => {
                 for run in columns.runs() {
                     let keys = tile.start + run.start..tile.end.min(tile.start + run.end);
-                    let out = &mut operands.values[run.start * VALUE_PANEL..];
-                    isa.call(PackValues { values: source.values, keys, out });
+                    let out = &mut operands.values[run.start * width..];
+                    isa.call(PackValues { values: source.values, keys, width, out });
                 }
             }
             ValuePacking::Head => {
                 for panel in columns.panels() {
                     if operands.must_pack_values(source.head, first + panel) {
                         let key = tile.start + panel * PANEL;
-                        let place = operands.value_place(key);
+                        let place = operands.value_place(key, width);
                         let there = mutant!("values-packed-to-the-end-of-the-tile", source.kv_len, tile.end);
                         let keys = key..there.min(key + PANEL);
                         let out = &mut operands.values[place..];
-                        isa.call(PackValues { values: source.values, keys, out });
+                        isa.call(PackValues { values: source.values, keys, width, out });
                     }
                 }
             }
@@ -196,9 +197,10 @@ impl<I: Isa> Tier<I> for FmaTier {
             }
             match source.packing {
                 ValuePacking::Head if operands.has_values(source.head, key / PANEL) => {
-                    let packed = &operands.values[operands.value_place(key)..];
-                    for dims in packed.chunks(TILE * VALUE_PANEL).take(v_dim.div_ceil(VALUE_PANEL)) {
-                        share.ask(isa, dims, 0, PANEL * VALUE_PANEL);
+                    let width = value_panel(I::LANES, v_dim);
+                    let packed = &operands.values[operands.value_place(key, width)..];
+                    for dims in packed.chunks(TILE * width).take(v_dim.div_ceil(width)) {
+                        share.ask(isa, dims, 0, PANEL * width);
                     }
                 }
                 _ => share.ask_rows(isa, data, key, [stride, v_dim]),
@@ -212,7 +214,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, next }: At<'_>,
+        At { tile, first: first_rows, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -223,12 +225,12 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let ahead = Near { from_memory: source.from_memory };
+                let ahead = Near::first(source.from_memory).only_if(first_rows);
                 let panels = &panels[first..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::Packed(_) => {
-                let (panels, ahead) = (&operands.panels[first..], Near::CACHED);
+                let (panels, ahead) = (&operands.panels[first..], Near::Nothing);
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::PackedTile(keys) => {
@@ -247,14 +249,16 @@ impl<I: Isa> Tier<I> for FmaTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, .. }: At<'_>,
+        At { tile, first, .. }: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
         let Accumulators { rows, acc, stride: acc_stride } = acc;
-        let (values, step) = (source.values, source.step);
-        let packed = source.packed_values(operands, tile);
+        let values = ValueRows { ahead: source.values.ahead.only_if(first), ..source.values };
+        let step = if first || has_narrow_tiles::<I>() { source.step } else { usize::MAX };
+        let width = value_panel(I::LANES, values.v_dim);
+        let packed = source.packed_values(operands, tile, width);
         for &(ref run, guard) in &runs.runs {
             if run.is_empty() {
                 continue;
@@ -267,7 +271,7 @@ impl<I: Isa> Tier<I> for FmaTier {
             };
             let keys = run.len();
             if let Some(packed) = packed {
-                let (values, v_dim) = (&packed[run.start * VALUE_PANEL..], values.v_dim);
+                let (values, v_dim) = (&packed[run.start * width..], values.v_dim);
                 let kernel = AccumulatePacked { rows, values, v_dim, keys, weighted };
                 if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
             } else {
@@ -280,13 +284,18 @@ impl<I: Isa> Tier<I> for FmaTier {
 }
 
 impl<T> Source<'_, T> {
-    /// A tile's packed values, `[v_dim / 16][256][16]`, and what comes after them.
+    /// A tile's packed values, `[panel of dimensions][256][width]`, and what comes after them.
     #[inline(always)]
-    fn packed_values<'o>(&self, operands: &'o Operands, tile: &Range<usize>) -> Option<&'o [f32]> {
+    fn packed_values<'o>(
+        &self,
+        operands: &'o Operands,
+        tile: &Range<usize>,
+        width: usize,
+    ) -> Option<&'o [f32]> {
         match self.packing {
             ValuePacking::None => None,
             ValuePacking::Tile => Some(&operands.values),
-            ValuePacking::Head => Some(&operands.values[operands.value_place(tile.start)..]),
+            ValuePacking::Head => Some(&operands.values[operands.value_place(tile.start, width)..]),
         }
     }
 }

@@ -121,6 +121,8 @@ pub(crate) trait Tier<I: Isa> {
 #[derive(Clone, Copy)]
 pub(crate) struct At<'a> {
     pub(crate) tile: &'a Range<usize>,
+    /// Whether no other rows have gone through it.
+    pub(crate) first: bool,
     pub(crate) next: Option<NextTile>,
 }
 

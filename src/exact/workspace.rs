@@ -8,7 +8,6 @@ use super::rows::BlockRow;
 use super::tier::Engine;
 use crate::error::AttentionError;
 use crate::kernel::MAX_ROWS;
-use crate::kernel::pack::VALUE_PANEL;
 use crate::kernel::product::Pair;
 use crate::mask::{TILE, TileBits};
 use crate::panels::PANEL;
@@ -111,7 +110,9 @@ impl ScratchSizes {
             let bf16_dot = matches!(engine, Engine::Bf16Dot(_));
             let values = match engine {
                 Engine::Bf16Dot(_) => keys / 2,
-                Engine::Exact(level) if packs_values(level.lanes(), rows, true) => {
+                Engine::Exact(level)
+                    if packs_values(level.lanes(), rows, shared, keys.saturating_mul(problem.v_dim)) =>
+                {
                     keys.checked_next_multiple_of(TILE)?
                 }
                 Engine::Exact(_) => 0,
@@ -274,11 +275,11 @@ impl Operands {
         note(&mut self.packed.values, panel)
     }
 
-    /// Where a key's values lie among a head's packed values, those of the first 16 dimensions: tiles of 256 keys, one after
-    /// another.
+    /// Where a key's values lie among a head's packed values, those of the first panel of `width` dimensions: tiles of 256 keys, one
+    /// after another.
     #[inline(always)]
-    pub(crate) fn value_place(&self, key: usize) -> usize {
-        key / TILE * TILE * self.v_stride + key % TILE * VALUE_PANEL
+    pub(crate) fn value_place(&self, key: usize, width: usize) -> usize {
+        key / TILE * TILE * self.v_stride + key % TILE * width
     }
 
     fn bytes(&self) -> usize {

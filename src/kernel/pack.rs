@@ -55,27 +55,33 @@ pub(crate) fn pack_panels<I: Isa, T: Element>(
     }
 }
 
-/// Dimensions of a panel of packed values: what a register tile of [`crate::isa::avx2`]'s level has.
+/// Dimensions of a panel of packed values where vectors are narrow: what a register tile of [`crate::isa::avx2`]'s level has.
 pub(crate) const VALUE_PANEL: usize = 16;
 
-/// Values of the keys `keys` as `out[panel of dimensions][key][VALUE_PANEL]`, panels `rows` keys apart; dimensions that do
-/// not exist become zero. A register tile then reads one run of memory, where rows would have it visit as few cache sets
-/// as there are lines between pieces of 64 bytes. Rows are read in the order of memory: 16 queries of each of 32 heads on 8 gain
-/// 2 % from there (bench `roofline`, `few`, level AVX2).
+/// The same on any level: vectors of 16 lanes have one panel of all dimensions, in whole vectors.
+#[inline(always)]
+pub(crate) const fn value_panel(lanes: usize, v_dim: usize) -> usize {
+    if lanes < 16 || v_dim == 0 { VALUE_PANEL } else { v_dim.next_multiple_of(16) }
+}
+
+/// Values of the keys `keys` as `out[panel of dimensions][key][width]`, panels `rows` keys apart; dimensions that do
+/// not exist become zero. Narrow register tiles then read one run of memory, where rows would have them visit as few cache
+/// sets as there are lines between pieces of 64 bytes; wide ones whole lines, in `f32`. Rows are read in the order of memory: 16
+/// queries of each of 32 heads on 8 gain 2 % from there (bench `roofline`, `few`, level AVX2).
 #[inline(always)]
 pub(crate) fn pack_values<I: Isa, T: Element>(
     isa: I,
     values: ValueRows<'_, T>,
     keys: Range<usize>,
-    rows: usize,
+    [rows, width]: [usize; 2],
     out: &mut [f32],
 ) {
     for (index, key) in keys.enumerate() {
         let row = &values.data[key * values.stride..][..values.v_dim];
-        let dims = (0..values.v_dim).step_by(VALUE_PANEL);
-        for (first, out) in dims.zip(out.chunks_mut(rows * VALUE_PANEL)) {
-            let out = &mut out[index * VALUE_PANEL..][..VALUE_PANEL];
-            for lane in (0..VALUE_PANEL).step_by(I::LANES) {
+        let dims = (0..values.v_dim).step_by(width);
+        for (first, out) in dims.zip(out.chunks_mut(rows * width)) {
+            let out = &mut out[index * width..][..width];
+            for lane in (0..width).step_by(I::LANES) {
                 isa.store(load_padded(isa, row, first + lane), &mut out[lane..]);
             }
         }

@@ -11,7 +11,8 @@
 //! | one row of `f32`, AVX2 | 1 for keys; values lose a tenth, if read in order ([`streamed_keys`]) | |
 //! | one row of `f16` or `bf16` | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
 //! | one or two rows of `bf16` that are paired in registers | 0.6 to 1 from panels: they do not ask | |
-//! | several rows | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
+//! | several rows, the first that go through | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
+//! | rows after them | 0.95: they do not ask | |
 //! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes; at AVX-512 8 lose up to 13 %, 32 up to 6 |
 //!
 //! [`streamed_keys`]: crate::tile::streamed_keys
@@ -76,16 +77,29 @@ pub(crate) trait AheadOfValues: Copy {
     ) -> Prefetch;
 }
 
-/// The lines a little ahead of those it loads. A single row (one or two whose operands are paired in registers) does so only if
-/// they are expected to come from memory.
+/// The lines a little ahead of those it loads.
 #[derive(Clone, Copy)]
-pub(crate) struct Near {
-    pub(crate) from_memory: bool,
+pub(crate) enum Near {
+    /// None of them: they lie in a cache, where other rows have been through them, or it is small.
+    Nothing,
+    /// For several rows (more than one or two whose operands are paired in registers), which lose nothing by it.
+    ForSeveral,
+    /// For one row, too: they are expected to come from memory.
+    ForAny,
 }
 
 impl Near {
-    /// For what lies in a cache.
-    pub(crate) const CACHED: Near = Near { from_memory: false };
+    /// For the first rows that go through them.
+    #[inline(always)]
+    pub(crate) fn first(from_memory: bool) -> Self {
+        if from_memory { Near::ForAny } else { Near::ForSeveral }
+    }
+
+    /// The same, or for rows after those.
+    #[inline(always)]
+    pub(crate) fn only_if(self, first: bool) -> Self {
+        if first { self } else { Near::Nothing }
+    }
 }
 
 /// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
@@ -144,13 +158,12 @@ impl Prefetch {
     /// For `per_load` multiply-adds with each vector from `data[at]` on, `per_step` elements later each time, within a piece of memory
     /// that ends at `end`. Where `data` ends sooner than it reaches ahead, it asks for what is at hand already.
     #[inline(always)]
-    fn near<T>(
-        per_load: usize,
-        data: &[T],
-        [at, end]: [usize; 2],
-        per_step: usize,
-        from_memory: bool,
-    ) -> Self {
+    fn near<T>(per_load: usize, data: &[T], [at, end]: [usize; 2], per_step: usize, asks: Near) -> Self {
+        let asks = match asks {
+            Near::Nothing => false,
+            Near::ForSeveral => per_load > 1,
+            Near::ForAny => true,
+        };
         let bytes = match size_of::<T>() {
             _ if per_load > 1 => AHEAD_BYTES,
             4 => AHEAD_BYTES / 4,
@@ -159,7 +172,7 @@ impl Prefetch {
         let ahead = bytes / size_of::<T>();
         let ahead = if end.saturating_add(ahead) <= data.len() { ahead } else { 0 };
         let from = address(data, at + ahead);
-        Self { from, per_step: per_step * size_of::<T>(), asks: per_load > 1 || from_memory }
+        Self { from, per_step: per_step * size_of::<T>(), asks }
     }
 
     /// Asks for as many lines as the step loads, `bytes`: always as many, though the next may ask for some of them again; a
@@ -182,7 +195,7 @@ impl AheadOfPanels for Near {
         [first, _]: [usize; 2],
         _column: usize,
     ) -> Prefetch {
-        Prefetch::near(per_load, data, [first, PANEL * dims], PANEL, self.from_memory)
+        Prefetch::near(per_load, data, [first, PANEL * dims], PANEL, self)
     }
 }
 
@@ -200,7 +213,13 @@ impl AheadOfPanels for NextPanel {
         let size = PANEL * dims;
         if groups == 1 || 2 * size > data.len() {
             let from_memory = from_memory && groups == 1;
-            return Near { from_memory }.scoring(per_load, data, dims, [first, width], column);
+            return Near::first(from_memory).only_if(group == 0).scoring(
+                per_load,
+                data,
+                dims,
+                [first, width],
+                column,
+            );
         }
         let from = address(data, size + (size * group + first * dims) / groups);
         Prefetch { from, per_step: width.div_ceil(groups) * size_of::<T>(), asks: true }
@@ -231,7 +250,7 @@ impl AheadOfValues for Near {
         [count, stride]: [usize; 2],
         [d, ..]: [usize; 3],
     ) -> Prefetch {
-        Prefetch::near(per_load, data, [d, count * stride], stride, self.from_memory)
+        Prefetch::near(per_load, data, [d, count * stride], stride, self)
     }
 }
 

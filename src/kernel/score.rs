@@ -61,7 +61,7 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         } else if has_narrow_tiles::<I>() && takes_three(MR, left / I::LANES) {
             score_tile::<I, P, MR, 3>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             3 * I::LANES
-        } else if has_narrow_tiles::<I>() && left >= 2 * I::LANES {
+        } else if (I::LANES == 16 || has_narrow_tiles::<I>()) && left >= 2 * I::LANES {
             score_tile::<I, P, MR, 2>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             2 * I::LANES
         } else {

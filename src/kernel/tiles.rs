@@ -157,7 +157,7 @@ impl<S: Halves, A: AheadOfValues> Bf16Kernel for Guarded<Accumulate<'_, Pair, S,
     }
 }
 
-/// [`Accumulate`] from packed values, `[v_dim / 16][TILE][16]` (see [`pack_values`](super::pack::pack_values)).
+/// [`Accumulate`] from packed values, `[panel of dimensions][TILE][width]` (see [`pack_values`](super::pack::pack_values)).
 pub(crate) struct AccumulatePacked<'a> {
     pub(crate) rows: usize,
     /// From the first key to add on, in the first panel of dimensions.
@@ -171,12 +171,16 @@ impl AccumulatePacked<'_> {
     #[inline(always)]
     fn run_guard<I: Isa, const GUARD: bool>(self, isa: I) {
         let Self { rows, values, v_dim, keys, weighted } = self;
+        let step = usize::MAX;
+        if I::LANES == 16 {
+            let values = ValueRows::cached(values, weighted.acc_stride, weighted.acc_stride);
+            return Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
+        }
         let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
         for first in (0..v_dim).step_by(VALUE_PANEL) {
             // On to the end: what comes next is what is read next.
             let values = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
-            let step = usize::MAX;
             Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
     }
@@ -221,6 +225,8 @@ impl<T: Element> Kernel for PackPanel<'_, T> {
 pub(crate) struct PackValues<'a, T> {
     pub(crate) values: ValueRows<'a, T>,
     pub(crate) keys: Range<usize>,
+    /// Dimensions of a panel.
+    pub(crate) width: usize,
     pub(crate) out: &'a mut [f32],
 }
 
@@ -229,7 +235,7 @@ impl<T: Element> Kernel for PackValues<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        pack_values(isa, self.values, self.keys, TILE, self.out);
+        pack_values(isa, self.values, self.keys, [TILE, self.width], self.out);
     }
 }
 
@@ -255,7 +261,7 @@ mod tests {
         let mut acc: Vec<f32> =
             (0..rows * acc_stride).map(|index| number(first * acc_stride + index)).collect();
         let mut values = ValueRows::cached(&data, v_dim, v_dim);
-        (values.ahead, values.in_pairs) = (Near { from_memory: memory }, memory);
+        (values.ahead, values.in_pairs) = (Near::first(memory), memory);
         let stride = Constant::<TILE>;
         let weighted = WeightedRows { weights: &weights, weights_stride: stride, acc: &mut acc, acc_stride };
         level.dispatch(Accumulate { rows, values, keys: KEYS, step, weighted });

@@ -24,7 +24,7 @@ impl<'a, T, D> ValueRows<'a, T, D> {
     /// Values that lie in a cache.
     #[inline(always)]
     pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
-        Self { data, stride, v_dim, ahead: Near::CACHED, in_pairs: false }
+        Self { data, stride, v_dim, ahead: Near::Nothing, in_pairs: false }
     }
 }
 

@@ -62,7 +62,7 @@ impl Directions {
                     q: &rows[first * dims..],
                     dims,
                     panels: panel,
-                    ahead: Near::CACHED,
+                    ahead: Near::Nothing,
                     columns: columns.clone(),
                     out: ScoreRows { out: &mut out[first * PANEL..], stride: Constant::<PANEL>, scale: () },
                 });
@@ -82,7 +82,7 @@ impl Directions {
                 q: &*x,
                 dims,
                 panels: panel,
-                ahead: Near::CACHED,
+                ahead: Near::Nothing,
                 columns: 0..PANEL,
                 out: ScoreRows { out: &mut *products, stride: Constant::<PANEL>, scale: () },
             });

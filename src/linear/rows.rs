@@ -188,7 +188,7 @@ impl Kernel for Rows<'_> {
                 q: &left[first * dims..],
                 dims,
                 panels: right,
-                ahead: Near::CACHED,
+                ahead: Near::Nothing,
                 columns,
                 out: ScoreRows { out: &mut scores[..], stride: Constant::<PANEL>, scale: () },
             });

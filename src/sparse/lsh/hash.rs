@@ -177,7 +177,7 @@ impl<T: Element> Kernel for Hash<'_, T> {
                 q: &rows[..count * dim],
                 dims: dim,
                 panels,
-                ahead: Near::CACHED,
+                ahead: Near::Nothing,
                 columns: 0..columns,
                 out: ScoreRows { out: &mut *scores, stride: columns, scale: () },
             });
