@@ -51,18 +51,18 @@ const PACKED_VALUE_ROWS: usize = 2 * MAX_ROWS;
 /// With 16 lanes it is for what blocks share: where a core does two multiply-adds a cycle, values in L2 that do not start on
 /// cache lines, as hardly any do, keep it waiting for a tenth of its time, and f16 and bf16 are widened anew for each group. 1.07
 /// to 1.14 times as fast from 197 tokens on, in f32 and f16 (example `bench_worker`, 64 and 128 dimensions, Emerald Rapids).
-/// `elements` of values that fit L1 gain nothing, and lose the copy: 128 tokens of 32 dimensions 2 %.
+/// `elements` of values that fit L1 beside the rest gain nothing, and lose the copy: 128 tokens of 32 dimensions 2 %.
 #[inline(always)]
 pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool, elements: usize) -> bool {
     match (lanes < 16, shared) {
         (true, false) => rows > FEW_ROWS,
         (true, true) => rows > PACKED_VALUE_ROWS,
-        (false, _) => shared && rows > PACKED_VALUE_ROWS && elements > CACHED_VALUES,
+        (false, _) => shared && rows > PACKED_VALUE_ROWS && elements > L1_VALUES,
     }
 }
 
-/// Elements of values that are taken to fit L1.
-const CACHED_VALUES: usize = (32 << 10) / size_of::<f32>();
+/// Elements of values that are taken to stay in L1.
+const L1_VALUES: usize = (16 << 10) / size_of::<f32>();
 
 /// Whether the bf16 tier pairs keys and values in registers that are stored as bf16, where no other block of rows shares them:
 /// each group of rows anew, where scratch would serve them all. With 4096 keys of 128 dimensions 4 rows are twice as fast so, 8
@@ -84,8 +84,7 @@ pub(crate) const STREAMED_KEYS: usize = 16;
 /// or two, so that its tiles leave the order of memory no further than the hardware's prefetchers follow: 128 dimensions in
 /// `f32` are 1.3 times as fast from memory as with 16 keys, 256 are 1.5 times; from a cache, and in half precision, 1.05 (bench
 /// `roofline`, `decode` of level AVX2). At AVX-512 half of L1 gains the first rows of a block nothing from a cache, and loses them
-/// 3 to 20 % from memory (`few` and `decode` of level AVX-512); those after them, which find values in L2, take a whole tile's at
-/// once (8 and 16 rows per KV head 1.06 to 1.1 times as fast in f32, the same in f16).
+/// 3 to 20 % from memory (`few` and `decode` of level AVX-512); for those after them see [`streamed_again`].
 #[inline(always)]
 pub(crate) fn streamed_keys(
     has_narrow_tiles: bool,
@@ -103,6 +102,14 @@ pub(crate) fn streamed_keys(
         _ => 2 << 10,
     };
     bytes.div_ceil(row_bytes.max(1))
+}
+
+/// The same for rows after a block's first, which find values in L2: with vectors of 16 lanes all that there are, as fewer load and
+/// store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, the same in f16; example
+/// `bench_worker`, 4096 keys of 128 dimensions in a cache, Emerald Rapids).
+#[inline(always)]
+pub(crate) fn streamed_again(lanes: usize, streamed: usize) -> usize {
+    if lanes < 16 { streamed } else { usize::MAX }
 }
 
 /// Whether a single row asks for values ahead of time: not where [`streamed_keys`] leaves that to the hardware, as asking costs a

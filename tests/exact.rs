@@ -47,7 +47,7 @@ fn value_dims() {
             }
         }
     }
-    // As many queries as have values packed.
+    // As many queries as have values packed, where vectors have 8 lanes.
     for storage in STORAGES {
         verify(Case { q_len: 40, v_dim: 0, storage, ..Case::default() });
     }

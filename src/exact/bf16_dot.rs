@@ -197,7 +197,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, first, next }: At<'_>,
+        At { tile, first_rows, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -208,7 +208,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         match source.as_stored {
             Some(AsStored { keys: Stored::Panels(panels), .. }) => {
                 let panels = &panels[tile.start * head_dim..];
-                let ahead = AsStored::AHEAD.only_if(first);
+                let ahead = AsStored::AHEAD.only_if(first_rows);
                 isa.call_bf16(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
                 return;
             }
@@ -234,7 +234,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, first: first_rows, next }: At<'_>,
+        At { tile, first_rows, next }: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
@@ -321,10 +321,10 @@ impl<'a> AsStored<'a> {
 
     /// Values from a key on, up to the last key: what lies behind it is nobody's second row.
     #[inline(always)]
-    fn values_from(&self, key: usize, v_dim: usize, first: bool) -> ValueRows<'a, bf16> {
+    fn values_from(&self, key: usize, v_dim: usize, first_rows: bool) -> ValueRows<'a, bf16> {
         let KeyRows { data, stride, len, .. } = self.values;
         let data = &data[key * stride..(len - 1) * stride + v_dim];
-        ValueRows { data, stride, v_dim, ahead: Self::AHEAD.only_if(first), in_pairs: false }
+        ValueRows { data, stride, v_dim, ahead: Self::AHEAD.only_if(first_rows), in_pairs: false }
     }
 
     /// Asks for a share of a tile.

@@ -323,7 +323,7 @@ fn take_group<I: Isa, E: Tier<I>, T: Element>(
     (group, core, first_split): (Range<usize>, &Range<usize>, bool),
 ) {
     let tile = &visit.tile;
-    let at = At { tile, first: group.start == 0, next };
+    let at = At { tile, first_rows: group.start == 0, next };
     let whole_vectors = mutant!("ragged-tile-taken-for-whole", tile.len().is_multiple_of(16), true);
     let whole = core.start <= tile.start && tile.end <= core.end && whole_vectors;
     let one_head = enters_tiles::<I, E>(block);

@@ -20,7 +20,9 @@ use crate::kernel::tiles::{
 use crate::kernel::value::{ValueRows, WeightedRows};
 use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::{FUSED_ROWS, adds_in_pairs, asks_for_values, from_memory, packs_values, streamed_keys};
+use crate::tile::{
+    FUSED_ROWS, adds_in_pairs, asks_for_values, from_memory, packs_values, streamed_again, streamed_keys,
+};
 use crate::view::with_any_view;
 use std::ops::Range;
 
@@ -214,7 +216,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, first: first_rows, next }: At<'_>,
+        At { tile, first_rows, next }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -230,7 +232,7 @@ impl<I: Isa> Tier<I> for FmaTier {
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::Packed(_) => {
-                let (panels, ahead) = (&operands.panels[first..], Near::Nothing);
+                let (panels, ahead) = (&operands.panels[first..], Near::ForSeveral.only_if(first_rows));
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
             KeySource::PackedTile(keys) => {
@@ -249,14 +251,14 @@ impl<I: Isa> Tier<I> for FmaTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, first, .. }: At<'_>,
+        At { tile, first_rows, .. }: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
         let Accumulators { rows, acc, stride: acc_stride } = acc;
-        let values = ValueRows { ahead: source.values.ahead.only_if(first), ..source.values };
-        let step = if first || has_narrow_tiles::<I>() { source.step } else { usize::MAX };
+        let values = ValueRows { ahead: source.values.ahead.only_if(first_rows), ..source.values };
+        let step = if first_rows { source.step } else { streamed_again(I::LANES, source.step) };
         let width = value_panel(I::LANES, values.v_dim);
         let packed = source.packed_values(operands, tile, width);
         for &(ref run, guard) in &runs.runs {
@@ -272,7 +274,8 @@ impl<I: Isa> Tier<I> for FmaTier {
             let keys = run.len();
             if let Some(packed) = packed {
                 let (values, v_dim) = (&packed[run.start * width..], values.v_dim);
-                let kernel = AccumulatePacked { rows, values, v_dim, keys, weighted };
+                let ahead = Near::ForSeveral.only_if(first_rows);
+                let kernel = AccumulatePacked { rows, values, v_dim, width, ahead, keys, weighted };
                 if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
             } else {
                 let data = &values.data[(tile.start + run.start) * values.stride..];

@@ -121,8 +121,8 @@ pub(crate) trait Tier<I: Isa> {
 #[derive(Clone, Copy)]
 pub(crate) struct At<'a> {
     pub(crate) tile: &'a Range<usize>,
-    /// Whether no other rows have gone through it.
-    pub(crate) first: bool,
+    /// Whether they are the block's first: those after them mostly find in a cache what these went through.
+    pub(crate) first_rows: bool,
     pub(crate) next: Option<NextTile>,
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct Operands {
     pub(crate) queries: AlignedBuf<f32>,
     /// Key panels, of a whole head or of a tile.
     pub(crate) panels: AlignedBuf<f32>,
-    /// Value panels, of a whole head or of a tile, where the level has them.
+    /// Packed values, of a whole head or of a tile, where [`packs_values`] says so.
     pub(crate) values: AlignedBuf<f32>,
     /// What the bf16 tier has instead of the two.
     pub(crate) pairs: PairOperands,
@@ -111,7 +111,12 @@ impl ScratchSizes {
             let values = match engine {
                 Engine::Bf16Dot(_) => keys / 2,
                 Engine::Exact(level)
-                    if packs_values(level.lanes(), rows, shared, keys.saturating_mul(problem.v_dim)) =>
+                    if packs_values(
+                        level.lanes(),
+                        rows,
+                        shared,
+                        problem.max_kv_len.saturating_mul(problem.v_dim),
+                    ) =>
                 {
                     keys.checked_next_multiple_of(TILE)?
                 }
@@ -332,4 +337,39 @@ pub(crate) struct WorkspaceParts<'a> {
     pub(crate) partials: &'a mut [f32],
     /// Of the call's blocks.
     pub(crate) order: &'a BlockOrder,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Level;
+
+    /// Whatever call of a plan packs values finds room for all of a head's.
+    #[test]
+    fn there_is_room_for_packed_values() {
+        let mut packed = 0;
+        for level in Level::available() {
+            for (max_q_len, max_kv_len, v_dim) in
+                [(33, 300, 64), (100, 65, 128), (500, 4097, 1), (12, 900, 40), (3000, 129, 17), (64, 64, 64)]
+            {
+                let problem = Problem { q_heads: 4, kv_heads: 2, head_dim: 8, v_dim, max_q_len, max_kv_len };
+                let sizes = ScratchSizes::new(&problem, Engine::Exact(level)).expect("sizes");
+                for kv_len in [1, 63, 64, 65, 128, 256, 257, 300, 900, 4097] {
+                    for (rows, shared) in [(13, true), (96, true), (96, false)] {
+                        // Blocks share keys, or are larger, only where the plan has more than few rows.
+                        let possible = kv_len <= max_kv_len && rows <= sizes.rows && 2 * max_q_len > FEW_ROWS;
+                        if !possible || !packs_values(level.lanes(), rows, shared, kv_len * v_dim) {
+                            continue;
+                        }
+                        packed += 1;
+                        let what = format!("{level}: {problem:?}, {kv_len} keys");
+                        let there = if shared { kv_len.next_multiple_of(TILE) } else { TILE };
+                        assert!(there * sizes.acc_stride <= sizes.values, "{what}: {sizes:?}");
+                        assert!(!shared || kv_len.div_ceil(PANEL) <= sizes.value_panels, "{what}: {sizes:?}");
+                    }
+                }
+            }
+        }
+        assert!(packed > 0, "some calls pack values");
+    }
 }

@@ -61,7 +61,7 @@ pub(crate) const VALUE_PANEL: usize = 16;
 /// The same on any level: vectors of 16 lanes have one panel of all dimensions, in whole vectors.
 #[inline(always)]
 pub(crate) const fn value_panel(lanes: usize, v_dim: usize) -> usize {
-    if lanes < 16 || v_dim == 0 { VALUE_PANEL } else { v_dim.next_multiple_of(16) }
+    if lanes < 16 { VALUE_PANEL } else { v_dim.next_multiple_of(16) }
 }
 
 /// Values of the keys `keys` as `out[panel of dimensions][key][width]`, panels `rows` keys apart; dimensions that do

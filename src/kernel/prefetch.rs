@@ -2,8 +2,10 @@
 //!
 //! The hardware's own prefetchers leave memory idle: they stop at pages, and several multiply-adds per cache line fill the
 //! core's queues before it has seen enough lines ahead. What helps is to ask for lines ahead of time, into L2 (L1 has too few
-//! fill buffers). Several rows lose nothing by it where lines come from a cache; one would lose a tenth. How far ahead depends
-//! on how long a line is worked on (bench `roofline`, `decode` and `few`):
+//! fill buffers). The first rows that go through them do, if they are several, wherever lines come from; one would lose a tenth
+//! from a cache. Those after them do not: where a core does two multiply-adds of 16 lanes a cycle, asking for what L2 has costs
+//! them 2 to 6 % (prefill at AVX-512; example `bench_worker`, Emerald Rapids). How far ahead depends on how long a line is worked
+//! on (bench `roofline`, `decode` and `few`):
 //!
 //! | kernel | gain from DRAM | distance |
 //! |---|---|---|
@@ -11,8 +13,7 @@
 //! | one row of `f32`, AVX2 | 1 for keys; values lose a tenth, if read in order ([`streamed_keys`]) | |
 //! | one row of `f16` or `bf16` | 1.1 to 1.4 | 8 KiB; 4 lose a tenth, 16 gain less |
 //! | one or two rows of `bf16` that are paired in registers | 0.6 to 1 from panels: they do not ask | |
-//! | several rows, the first that go through | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
-//! | rows after them | 0.95: they do not ask | |
+//! | several rows | 1.1 to 3 | 16 KiB; 8 lose a quarter on AVX2 and nothing on AVX-512 |
 //! | rows that are transposed | 1.3 to 1.6 | 16 KiB, two transpositions of 16 rows of 512 bytes; at AVX-512 8 lose up to 13 %, 32 up to 6 |
 //!
 //! [`streamed_keys`]: crate::tile::streamed_keys
@@ -80,9 +81,9 @@ pub(crate) trait AheadOfValues: Copy {
 /// The lines a little ahead of those it loads.
 #[derive(Clone, Copy)]
 pub(crate) enum Near {
-    /// None of them: they lie in a cache, where other rows have been through them, or it is small.
+    /// None of them: they lie in a cache.
     Nothing,
-    /// For several rows (more than one or two whose operands are paired in registers), which lose nothing by it.
+    /// For several rows (more than one or two whose operands are paired in registers).
     ForSeveral,
     /// For one row, too: they are expected to come from memory.
     ForAny,
@@ -459,9 +460,30 @@ mod tests {
     #[test]
     fn the_last_panel_asks_nearby() {
         let panels = vec![0.0f32; PANEL * 8];
-        let ahead = NextPanel { group: 1, groups: 3, from_memory: true };
-        let prefetch = ahead.scoring(6, &panels, 8, [16, 16], 16);
-        assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
+        for (group, asks) in [(0, true), (1, false)] {
+            let ahead = NextPanel { group, groups: 3, from_memory: true };
+            let prefetch = ahead.scoring(6, &panels, 8, [16, 16], 16);
+            assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
+            assert_eq!(prefetch.asks, asks, "group {group}");
+        }
+    }
+
+    /// One row asks only for what comes from memory, those after the first for nothing.
+    #[test]
+    fn who_asks() {
+        let panels = vec![0.0f32; PANEL * 8];
+        for (near, per_load, asks) in [
+            (Near::first(true), 1, true),
+            (Near::first(true), 6, true),
+            (Near::first(false), 1, false),
+            (Near::first(false), 6, true),
+            (Near::first(true).only_if(true), 1, true),
+            (Near::first(true).only_if(false), 1, false),
+            (Near::first(false).only_if(false), 6, false),
+        ] {
+            let prefetch = near.scoring(per_load, &panels, 8, [0, 16], 0);
+            assert_eq!(prefetch.asks, asks, "{per_load} multiply-adds for each vector");
+        }
     }
 
     /// Rows without gaps go on into the next head; others ask for what is at hand where they end.

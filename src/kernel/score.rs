@@ -30,7 +30,9 @@ pub(crate) struct Panels<'a, T, A> {
 /// Scores of `MR` rows (`q`, contiguous, a factor for each step) against columns `columns` of the tile that starts with `panels`,
 /// each of `dims` stored rows. `columns` is a multiple of 16 at both ends; all panels it touches exist.
 ///
-/// Per 64 keys and `d`: 64 keys read once for `MR` rows.
+/// Per 64 keys and `d`: 64 keys read once for `MR` rows. Fewer keys are taken two vectors at a time, at AVX-512, too: one vector for
+/// each row would be too few chains where a core does two multiply-adds a cycle (32 tokens are 1.05 to 1.1 times as fast; example
+/// `bench_worker`, Emerald Rapids).
 #[inline(always)]
 pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
     isa: I,
@@ -61,7 +63,7 @@ pub(crate) fn score_panels<I: Isa, P: Product<I>, const MR: usize>(
         } else if has_narrow_tiles::<I>() && takes_three(MR, left / I::LANES) {
             score_tile::<I, P, MR, 3>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             3 * I::LANES
-        } else if (I::LANES == 16 || has_narrow_tiles::<I>()) && left >= 2 * I::LANES {
+        } else if I::REGISTERS >= 16 && left >= 2 * I::LANES {
             score_tile::<I, P, MR, 2>(isa, q, (panels, dims), first, ahead, column, &mut rows);
             2 * I::LANES
         } else {

@@ -163,6 +163,9 @@ pub(crate) struct AccumulatePacked<'a> {
     /// From the first key to add on, in the first panel of dimensions.
     pub(crate) values: &'a [f32],
     pub(crate) v_dim: usize,
+    /// Dimensions of a panel, see [`value_panel`](super::pack::value_panel).
+    pub(crate) width: usize,
+    pub(crate) ahead: Near,
     pub(crate) keys: usize,
     pub(crate) weighted: WeightedRows<'a, f32, Constant<TILE>>,
 }
@@ -170,16 +173,18 @@ pub(crate) struct AccumulatePacked<'a> {
 impl AccumulatePacked<'_> {
     #[inline(always)]
     fn run_guard<I: Isa, const GUARD: bool>(self, isa: I) {
-        let Self { rows, values, v_dim, keys, weighted } = self;
+        let Self { rows, values, v_dim, width, ahead, keys, weighted } = self;
         let step = usize::MAX;
         if I::LANES == 16 {
-            let values = ValueRows::cached(values, weighted.acc_stride, weighted.acc_stride);
+            // All of a row, whose padding accumulators have room for.
+            let values = ValueRows { ahead, ..ValueRows::cached(values, width, width) };
             return Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
         let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
         for first in (0..v_dim).step_by(VALUE_PANEL) {
             // On to the end: what comes next is what is read next.
             let values = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
+            let values = ValueRows { ahead, ..values };
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
             Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
@@ -241,8 +246,11 @@ impl<T: Element> Kernel for PackValues<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pack::value_panel;
+    use super::super::product::REMOVED;
     use super::*;
     use crate::Level;
+    use half::f16;
 
     const KEYS: usize = 37;
 
@@ -281,6 +289,68 @@ mod tests {
                     let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
                     let same = bits(&got) == bits(&expected[..rows * v_dim]);
                     assert!(same, "{level}: {rows} rows of {v_dim} dimensions, {way:?}");
+                }
+            }
+        }
+    }
+
+    /// Sums of the keys from `first` on, of values as they are stored, and packed among whatever was there.
+    fn both_ways<T: Element>(
+        level: Level,
+        rows: usize,
+        v_dim: usize,
+        first: usize,
+        guard: bool,
+    ) -> [Vec<f32>; 2] {
+        let number = |index: usize| (index * 7919 % 1009) as f32 / 1009.0 - 0.4;
+        let data: Vec<T> = (0..KEYS * v_dim).map(|index| T::from_f32(number(index))).collect();
+        let mut weights: Vec<f32> = (0..rows * TILE).map(|index| number(index + 3).abs()).collect();
+        if guard {
+            weights.iter_mut().step_by(3).for_each(|weight| *weight = REMOVED);
+        }
+        let (width, acc_stride) = (value_panel(level.lanes(), v_dim), v_dim.next_multiple_of(16));
+        let mut packed = vec![f32::NAN; TILE * acc_stride];
+        let values = ValueRows::cached(&data[..], v_dim, v_dim);
+        level.dispatch(PackValues { values, keys: 0..KEYS, width, out: &mut packed });
+
+        let keys = KEYS - first;
+        let mut sums = [(); 2].map(|()| vec![0.25; rows * acc_stride]);
+        for (packs, acc) in sums.iter_mut().enumerate() {
+            let weights_stride = Constant::<TILE>;
+            let weighted = WeightedRows { weights: &weights[first..], weights_stride, acc, acc_stride };
+            if packs == 0 {
+                let values = ValueRows { data: &data[first * v_dim..], ..values };
+                let kernel = Accumulate { rows, values, keys, step: usize::MAX, weighted };
+                if guard { level.dispatch(Guarded(kernel)) } else { level.dispatch(kernel) }
+            } else {
+                let (values, ahead) = (&packed[first * width..], Near::ForSeveral);
+                let kernel = AccumulatePacked { rows, values, v_dim, width, ahead, keys, weighted };
+                if guard { level.dispatch(Guarded(kernel)) } else { level.dispatch(kernel) }
+            }
+        }
+        sums.map(|acc| acc.chunks(acc_stride).flat_map(|row| row[..v_dim].to_vec()).collect())
+    }
+
+    /// Packed values are the values: at any level, of any type and size.
+    #[test]
+    fn packed_values_are_summed_as_they_are_stored() {
+        for level in Level::available() {
+            for v_dim in [1, 15, 16, 17, 64, 80, 129] {
+                for (rows, first, guard) in
+                    [(6, 0, false), (6, 5, true), (1, 3, false), (4, 1, true), (5, 16, false)]
+                {
+                    let what = format!(
+                        "{level}: {rows} rows of {v_dim} dimensions from key {first} on, guarded: {guard}"
+                    );
+                    for [stored, packed] in [
+                        both_ways::<f32>(level, rows, v_dim, first, guard),
+                        both_ways::<f16>(level, rows, v_dim, first, guard),
+                        both_ways::<bf16>(level, rows, v_dim, first, guard),
+                    ] {
+                        assert!(stored.iter().all(|sum| sum.is_finite()), "{what}: {stored:?}");
+                        let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>();
+                        assert_eq!(bits(&packed), bits(&stored), "{what}");
+                    }
                 }
             }
         }

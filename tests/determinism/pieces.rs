@@ -97,7 +97,7 @@ fn any_pieces() {
     for (index, (types, rules)) in
         TYPES.into_iter().flat_map(|types| rules.map(|rules| (types, rules))).enumerate()
     {
-        let (q_len, kv_len) = [(40, 40), (33, 290), (100, 70)][index % 3];
+        let (q_len, kv_len) = [(40, 40), (33, 290), (100, 250)][index % 3];
         let heads = [[1, 1], [2, 1], [6, 2]][index % 3];
         let case = Case { types, rules, heads, q_len, kv_len, head_dim: 24, v_dim: 20, ..Case::default() };
         let case = case.possible();
