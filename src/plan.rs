@@ -73,10 +73,9 @@ pub struct PlanOptions {
     /// a gain of 1.3 to 1.7 from 4 rows on, but none where memory is the limit, as it mostly is of one or two rows (example
     /// `bench_worker`, 4096 keys).
     ///
-    /// All that holds of cores that do a bf16 dot product in the time of a multiply-add, as Zen 4 does. Those of Intel's Xeons that
-    /// have two 512-bit multiply-adds a cycle (measured: Emerald Rapids) do one dot product in four multiply-adds' time, half
-    /// their rate of products: there prefill in the tier is 0.5 to 0.7 times as fast as in the exact one. `cargo bench --bench
-    /// roofline -- prefill/` prints both limits.
+    /// All that holds of cores that do a bf16 dot product in the time of a multiply-add, as Zen 4's do. Emerald Rapids takes the time
+    /// of four, which is half the rate of products: there prefill in the tier is 0.5 to 0.7 times as fast as in the exact one
+    /// (`benches/peers`). `cargo bench --bench roofline -- prefill/` prints both limits.
     pub bf16_dot: bool,
     /// The most bytes that a [`Workspace`] may take ([`Plan::workspace_bytes`]); a plan that needs more is an error
     /// ([`AttentionError::TooLarge`]). Fewer threads need less.

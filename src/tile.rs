@@ -57,7 +57,8 @@ pub(crate) fn packs_values(lanes: usize, rows: usize, shared: bool, elements: us
     match (lanes < 16, shared) {
         (true, false) => rows > FEW_ROWS,
         (true, true) => rows > PACKED_VALUE_ROWS,
-        (false, _) => shared && rows > PACKED_VALUE_ROWS && elements > L1_VALUES,
+        (false, false) => false,
+        (false, true) => rows > PACKED_VALUE_ROWS && elements > L1_VALUES,
     }
 }
 
@@ -105,7 +106,7 @@ pub(crate) fn streamed_keys(
 }
 
 /// The same for rows after a block's first, which find values in L2: with vectors of 16 lanes all that there are, as fewer load and
-/// store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, the same in f16; example
+/// store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, no faster in f16; example
 /// `bench_worker`, 4096 keys of 128 dimensions in a cache, Emerald Rapids).
 #[inline(always)]
 pub(crate) fn streamed_again(lanes: usize, streamed: usize) -> usize {

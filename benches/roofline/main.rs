@@ -4,8 +4,8 @@
 //! cargo bench --bench roofline -- [--threads 1,2] [--rounds 7] [--json] [--floor] [part of an id]...
 //! ```
 //!
-//! Each round times the limit (multiply-adds on the level's vectors, bf16 dot products, or bytes read from memory, on as many threads) and then
-//! the case; the share is the median over the rounds of their quotient, because a shared machine's limit drifts. Before
+//! Each round times the limit (multiply-adds on the level's vectors, bf16 dot products, or bytes read from memory, on as many
+//! threads) and then the case; the share is the median over the rounds of their quotient, because a shared machine's limit drifts. Before
 //! it is timed a case is checked against the f64 reference, as far as that is affordable. Decode is quoted against
 //! memory even where its keys fit a cache: a share above 100 % says so.
 //!

@@ -183,8 +183,8 @@ impl AccumulatePacked<'_> {
         let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
         for first in (0..v_dim).step_by(VALUE_PANEL) {
             // On to the end: what comes next is what is read next.
-            let values = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
-            let values = ValueRows { ahead, ..values };
+            let panel = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
+            let values = ValueRows { ahead, ..panel };
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
             Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
