@@ -203,8 +203,7 @@ pub(crate) mod vector {
     /// [`exp2`] where [`Isa::scale_exp2`] takes the exponent as it is.
     #[inline(always)]
     fn exp2_in_range<I: Isa>(isa: I, x: I::F) -> I::F {
-        let n = isa.round(x);
-        let r = isa.sub(x, n);
+        let (n, r) = isa.split(x);
         let q = horner(isa, EXP2, r);
         let p = isa.add(isa.mul_add(q, r, r), isa.splat(1.0));
         isa.scale_exp2(p, n)
@@ -227,7 +226,7 @@ pub(crate) mod vector {
     /// [`exp`] in [-105, 90].
     #[inline(always)]
     fn exp_in_range<I: Isa>(isa: I, x: I::F) -> I::F {
-        let n = isa.round(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
+        let (n, _) = isa.split(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
         let r = isa.mul_add(n, isa.splat(-LN_2_HIGH), x);
         let r = mutant!("ln-2-in-one-part", isa.mul_add(n, isa.splat(-LN_2_LOW), r), r);
         let p = isa.mul_add(horner(isa, EXP, r), r, isa.splat(1.0));

@@ -200,8 +200,9 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn round(self, a: __m256) -> __m256 {
-        op!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    fn split(self, a: __m256) -> (__m256, __m256) {
+        let n = op!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
+        (n, self.sub(a, n))
     }
     #[inline(always)]
     fn scale_exp2(self, a: __m256, n: __m256) -> __m256 {

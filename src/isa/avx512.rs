@@ -217,8 +217,10 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         })
     }
     #[inline(always)]
-    fn round(self, a: __m512) -> __m512 {
-        op!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    fn split(self, a: __m512) -> (__m512, __m512) {
+        // The rest first: to reduce is one operation where to round is two (Intel's, from Skylake to Emerald Rapids).
+        let rest = op!(_mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
+        (self.sub(a, rest), rest)
     }
     #[inline(always)]
     fn scale_exp2(self, a: __m512, n: __m512) -> __m512 {

@@ -115,8 +115,9 @@ impl Isa for Portable {
         f32x8::splat(-0.0).bitselect(b, a)
     }
     #[inline(always)]
-    fn round(self, a: f32x8) -> f32x8 {
-        a.round_ties_even()
+    fn split(self, a: f32x8) -> (f32x8, f32x8) {
+        let n = a.round_ties_even();
+        (n, a - n)
     }
     #[inline(always)]
     fn scale_exp2(self, a: f32x8, n: f32x8) -> f32x8 {
