@@ -197,7 +197,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, first_rows, next }: At<'_>,
+        At { tile, first_rows, next, .. }: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
@@ -220,7 +220,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         }
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let next = next.filter(|_| !source.whole);
-        let ahead = Elsewhere(match source.keys {
+        let ahead = Elsewhere::<4>(match source.keys {
             Stored::Panels(panels) => {
                 NextTile::of(next.filter(|_| source.values.from_memory), panels, head_dim)
             }
@@ -234,7 +234,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, first_rows, next }: At<'_>,
+        At { tile, first_rows, next, .. }: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
@@ -273,7 +273,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 stride,
                 // All that the accumulators have room for: rows of values are padded likewise.
                 v_dim: stride,
-                ahead: Elsewhere(piece.share(Share { start: run.start, end: run.end, of: TILE / 2 })),
+                ahead: Elsewhere::<4>(piece.share(Share { start: run.start, end: run.end, of: TILE / 2 })),
                 in_pairs: false,
             };
             add_up(isa, guard, Accumulate { rows, values, keys, step: usize::MAX, weighted });

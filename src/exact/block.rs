@@ -49,7 +49,7 @@ use crate::kernel::pack::merge_row;
 use crate::kernel::prefetch::Share;
 use crate::mask::TILE;
 use crate::softmax::{Partial, RowState};
-use crate::tile::{from_memory, group_rows};
+use crate::tile::{asks_together, from_memory, group_rows};
 use std::ops::Range;
 
 /// Which rows of which KV heads a task works on.
@@ -278,6 +278,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let (count, from_memory) = (scratch.rows.len(), from_memory(call.work));
     // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
     let ahead = next_visit.filter(|_| lists && count > MAX_ROWS);
+    let together = !lists && asks_together(I::LANES, count);
+    let first_tile = stage.opens_split && stage.first_split;
     let mut first = 0;
     while first < count {
         let size = match lists {
@@ -295,8 +297,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if stage.opens_split {
             open_split(scratch, group.clone(), stage.first_split);
         }
+        let at = At { tile, first_rows: group.start == 0, first_tile, together, next };
         let own = (group.clone(), core, stage.first_split);
-        take_group::<I, E, T>(isa, call, scratch, (block, source), (visit, next), own);
+        take_group::<I, E, T>(isa, call, scratch, (block, source), (visit, at), own);
         if stage.closes_split {
             close_split(isa, scratch, group.clone(), stage.first_split);
         }
@@ -319,11 +322,10 @@ fn take_group<I: Isa, E: Tier<I>, T: Element>(
     call: &Call<'_, T>,
     scratch: &mut Scratch,
     (block, source): (&Block, &E::Source<'_, T>),
-    (visit, next): (&Visit, Option<NextTile>),
+    (visit, at): (&Visit, At<'_>),
     (group, core, first_split): (Range<usize>, &Range<usize>, bool),
 ) {
-    let tile = &visit.tile;
-    let at = At { tile, first_rows: group.start == 0, next };
+    let tile = at.tile;
     let whole_vectors = mutant!("ragged-tile-taken-for-whole", tile.len().is_multiple_of(16), true);
     let whole = core.start <= tile.start && tile.end <= core.end && whole_vectors;
     let one_head = enters_tiles::<I, E>(block);

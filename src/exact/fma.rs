@@ -12,7 +12,7 @@ use crate::element::{DType, Element};
 use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{pack_query, value_panel, widen};
-use crate::kernel::prefetch::{Elsewhere, Near, Share};
+use crate::kernel::prefetch::{Elsewhere, Near, Share, with_asks};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{
     Accumulate, AccumulatePacked, Guarded, PackPanel, PackValues, ScoreKeyRows, ScorePanels,
@@ -216,27 +216,30 @@ impl<I: Isa> Tier<I> for FmaTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, first_rows, next }: At<'_>,
+        at: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
-        let head_dim = source.head_dim;
+        let (head_dim, tile) = (source.head_dim, at.tile);
         let q = &operands.queries[group.start * head_dim..];
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: () };
         let (rows, columns) = (group.len(), columns.clone());
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let ahead = Near::first(source.from_memory).only_if(first_rows);
+                let asks = at.asks(Near::first(source.from_memory), panels, head_dim, true);
                 let panels = &panels[first..];
-                isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
+                with_asks!(asks, ahead =>
+                    isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::Packed(_) => {
-                let (panels, ahead) = (&operands.panels[first..], Near::ForSeveral.only_if(first_rows));
-                isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
+                let asks = at.asks(Near::ForSeveral, &operands.panels, head_dim, true);
+                let panels = &operands.panels[first..];
+                with_asks!(asks, ahead =>
+                    isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::PackedTile(keys) => {
-                let ahead = Elsewhere(NextTile::of_rows(next, keys, head_dim));
+                let ahead = Elsewhere::<1>(NextTile::of_rows(at.next, keys, head_dim));
                 let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
@@ -251,16 +254,25 @@ impl<I: Isa> Tier<I> for FmaTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, first_rows, .. }: At<'_>,
+        at: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
         let Accumulators { rows, acc, stride: acc_stride } = acc;
-        let values = ValueRows { ahead: source.values.ahead.only_if(first_rows), ..source.values };
-        let step = if first_rows { source.step } else { streamed_again(I::LANES, source.step) };
+        let (values, tile) = (source.values, at.tile);
         let width = value_panel(I::LANES, values.v_dim);
         let packed = source.packed_values(operands, tile, width);
+        let in_one_piece = values.stride == values.v_dim;
+        let asks = match source.packing {
+            ValuePacking::Head => at.asks(Near::ForSeveral, &operands.values, operands.v_stride, true),
+            ValuePacking::Tile => at.asks(Near::ForSeveral, values.data, values.v_dim, in_one_piece),
+            ValuePacking::None => at.asks(values.ahead, values.data, values.v_dim, in_one_piece),
+        };
+        let step = match at.are_first(in_one_piece) {
+            true => source.step,
+            false => streamed_again(I::LANES, source.step),
+        };
         for &(ref run, guard) in &runs.runs {
             if run.is_empty() {
                 continue;
@@ -274,13 +286,17 @@ impl<I: Isa> Tier<I> for FmaTier {
             let keys = run.len();
             if let Some(packed) = packed {
                 let (values, v_dim) = (&packed[run.start * width..], values.v_dim);
-                let ahead = Near::ForSeveral.only_if(first_rows);
-                let kernel = AccumulatePacked { rows, values, v_dim, width, ahead, keys, weighted };
-                if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
+                with_asks!(asks, ahead => {
+                    let kernel = AccumulatePacked { rows, values, v_dim, width, ahead, keys, weighted };
+                    if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
+                });
             } else {
                 let data = &values.data[(tile.start + run.start) * values.stride..];
-                let kernel = Accumulate { rows, values: ValueRows { data, ..values }, keys, step, weighted };
-                if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
+                with_asks!(asks, ahead => {
+                    let values = ValueRows { data, ..values }.asking(ahead);
+                    let kernel = Accumulate { rows, values, keys, step, weighted };
+                    if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
+                });
             }
         }
     }

@@ -251,7 +251,7 @@ fn score_tile<I: Isa, E: Tier<I>, T: Element>(
             source,
             operands,
             0..rows.len(),
-            At { tile, first_rows: true, next: None },
+            At { tile, first_rows: true, first_tile: true, together: false, next: None },
             &run,
             scores,
         );

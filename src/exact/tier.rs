@@ -18,7 +18,7 @@ use super::workspace::Operands;
 use crate::element::Element;
 use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
-use crate::kernel::prefetch::{Piece, Share};
+use crate::kernel::prefetch::{Asks, Elsewhere, Near, Piece, Share};
 use crate::kernel::score::KeyRows;
 use crate::panels::PANEL;
 use crate::tile::from_memory;
@@ -123,7 +123,33 @@ pub(crate) struct At<'a> {
     pub(crate) tile: &'a Range<usize>,
     /// Whether they are the block's first: those after them mostly find in a cache what these went through.
     pub(crate) first_rows: bool,
+    /// Whether it is the first that the block visits.
+    pub(crate) first_tile: bool,
+    /// Whether the groups of the block ask for the next tile together, see [`asks_together`](crate::tile::asks_together).
+    pub(crate) together: bool,
     pub(crate) next: Option<NextTile>,
+}
+
+impl At<'_> {
+    /// Whether nobody asked for the tile's part of some operand before these rows do: where that lies in one piece, groups may
+    /// have done so while they worked on the tile before.
+    #[inline(always)]
+    pub(crate) fn are_first(self, in_one_piece: bool) -> bool {
+        self.first_rows && (self.first_tile || !self.together || !in_one_piece)
+    }
+
+    /// What the rows ask for of `data`, `len` elements for each key: if nobody did before them, lines of this tile that are `near`;
+    /// else their share of the next.
+    #[inline(always)]
+    pub(crate) fn asks<T>(self, near: Near, data: &[T], len: usize, in_one_piece: bool) -> Asks {
+        let first = self.are_first(in_one_piece);
+        match self.next {
+            Some(next) if self.together && in_one_piece && !first => {
+                Asks::Elsewhere(Elsewhere(NextTile::of(Some(next), data, len)))
+            }
+            _ => Asks::Near(near.only_if(first)),
+        }
+    }
 }
 
 /// What a group of rows may ask for while it works on a tile: its share of the one that is visited next.

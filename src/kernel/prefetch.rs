@@ -50,9 +50,18 @@ fn address<T>(data: &[T], at: usize) -> *const u8 {
     data.as_ptr().wrapping_add(at).cast()
 }
 
-/// What a kernel asks for while it goes through key panels. A type, so that a distance that is constant is one in the kernel's loop,
-/// too, which then keeps no register for it.
-pub(crate) trait AheadOfPanels: Copy {
+/// What a kernel asks for while it goes through stored operands. A type, so that a distance that is constant is one in the kernel's
+/// loop, too, which then keeps no register for it.
+pub(crate) trait Ahead: Copy {
+    /// How many bytes a step asks for that loads so many.
+    #[inline(always)]
+    fn bytes_of_step(self, loaded: usize) -> usize {
+        loaded
+    }
+}
+
+/// The same while it goes through key panels.
+pub(crate) trait AheadOfPanels: Ahead {
     /// For `per_load` multiply-adds with each vector, of rows that score `width` columns from `column` on, from `first` in the panel
     /// of `dims` rows that `data` starts with.
     fn scoring<T>(
@@ -66,7 +75,7 @@ pub(crate) trait AheadOfPanels: Copy {
 }
 
 /// The same for rows of values.
-pub(crate) trait AheadOfValues: Copy {
+pub(crate) trait AheadOfValues: Ahead {
     /// For `per_load` multiply-adds with each vector, of rows that add up `width` of `v_dim` dimensions from `d` on, of `count` rows
     /// of values, `stride` elements apart.
     fn adding<T>(
@@ -114,9 +123,28 @@ pub(crate) struct NextPanel {
     pub(crate) from_memory: bool,
 }
 
-/// What is packed next, while the kernel goes through what is packed: the part of it that falls to its rows and columns.
+/// What is worked on next, or packed, while the kernel goes through something else: the part of it that falls to its rows and
+/// columns, up to so many lines a step.
 #[derive(Clone, Copy)]
-pub(crate) struct Elsewhere(pub(crate) Piece);
+pub(crate) struct Elsewhere<const LINES: usize>(pub(crate) Piece);
+
+/// What rows ask for that others go through the same operands with.
+#[derive(Clone, Copy)]
+pub(crate) enum Asks {
+    Near(Near),
+    Elsewhere(Elsewhere<1>),
+}
+
+/// Runs `$body` with what `$asks` is as `$ahead`.
+macro_rules! with_asks {
+    ($asks:expr, $ahead:ident => $body:expr) => {
+        match $asks {
+            $crate::kernel::prefetch::Asks::Near($ahead) => $body,
+            $crate::kernel::prefetch::Asks::Elsewhere($ahead) => $body,
+        }
+    };
+}
+pub(crate) use with_asks;
 
 /// Some memory that lies in one piece.
 #[derive(Clone, Copy)]
@@ -186,6 +214,8 @@ impl Prefetch {
     }
 }
 
+impl Ahead for Near {}
+
 impl AheadOfPanels for Near {
     #[inline(always)]
     fn scoring<T>(
@@ -199,6 +229,8 @@ impl AheadOfPanels for Near {
         Prefetch::near(per_load, data, [first, PANEL * dims], PANEL, self)
     }
 }
+
+impl Ahead for NextPanel {}
 
 impl AheadOfPanels for NextPanel {
     #[inline(always)]
@@ -227,7 +259,14 @@ impl AheadOfPanels for NextPanel {
     }
 }
 
-impl AheadOfPanels for Elsewhere {
+impl<const LINES: usize> Ahead for Elsewhere<LINES> {
+    #[inline(always)]
+    fn bytes_of_step(self, _loaded: usize) -> usize {
+        LINES * LINE_BYTES
+    }
+}
+
+impl<const LINES: usize> AheadOfPanels for Elsewhere<LINES> {
     #[inline(always)]
     fn scoring<T>(
         self,
@@ -238,7 +277,7 @@ impl AheadOfPanels for Elsewhere {
         column: usize,
     ) -> Prefetch {
         let part = Share { start: column, end: column + width, of: TILE };
-        self.0.share(part).in_steps(dims, width * size_of::<T>())
+        self.0.share(part).in_steps(dims, LINES * LINE_BYTES)
     }
 }
 
@@ -255,7 +294,7 @@ impl AheadOfValues for Near {
     }
 }
 
-impl AheadOfValues for Elsewhere {
+impl<const LINES: usize> AheadOfValues for Elsewhere<LINES> {
     #[inline(always)]
     fn adding<T>(
         self,
@@ -265,7 +304,7 @@ impl AheadOfValues for Elsewhere {
         [d, width, v_dim]: [usize; 3],
     ) -> Prefetch {
         let part = Share { start: d, end: d + width, of: v_dim };
-        self.0.share(part).in_steps(count, width * size_of::<T>())
+        self.0.share(part).in_steps(count, LINES * LINE_BYTES)
     }
 }
 
@@ -420,7 +459,7 @@ mod tests {
                 for group in &groups {
                     let share = Share { start: row, end: row + group, of: rows };
                     row += group;
-                    let ahead = Elsewhere(Piece::new(&next, 0, next.len()).share(share));
+                    let ahead = Elsewhere::<4>(Piece::new(&next, 0, next.len()).share(share));
                     for tile in (0..TILE).step_by(64) {
                         let prefetch = match scores {
                             true => ahead.scoring::<f32>(6, &[], steps, [0, 64], tile),

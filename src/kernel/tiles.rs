@@ -118,7 +118,7 @@ impl<F, S: Copy, V: Stride, W: Stride, A: AheadOfValues> Accumulate<'_, F, S, V,
     }
 }
 
-impl<T: Element, V: Stride, W: Stride> Kernel for Accumulate<'_, f32, T, V, W> {
+impl<T: Element, V: Stride, W: Stride, A: AheadOfValues> Kernel for Accumulate<'_, f32, T, V, W, A> {
     type Output = ();
 
     #[inline(always)]
@@ -127,7 +127,7 @@ impl<T: Element, V: Stride, W: Stride> Kernel for Accumulate<'_, f32, T, V, W> {
     }
 }
 
-impl<T: Element, V: Stride, W: Stride> Kernel for Guarded<Accumulate<'_, f32, T, V, W>> {
+impl<T: Element, V: Stride, W: Stride, A: AheadOfValues> Kernel for Guarded<Accumulate<'_, f32, T, V, W, A>> {
     type Output = ();
 
     #[inline(always)]
@@ -158,40 +158,40 @@ impl<S: Halves, A: AheadOfValues> Bf16Kernel for Guarded<Accumulate<'_, Pair, S,
 }
 
 /// [`Accumulate`] from packed values, `[panel of dimensions][TILE][width]` (see [`pack_values`](super::pack::pack_values)).
-pub(crate) struct AccumulatePacked<'a> {
+pub(crate) struct AccumulatePacked<'a, A = Near> {
     pub(crate) rows: usize,
     /// From the first key to add on, in the first panel of dimensions.
     pub(crate) values: &'a [f32],
     pub(crate) v_dim: usize,
     /// Dimensions of a panel, see [`value_panel`](super::pack::value_panel).
     pub(crate) width: usize,
-    pub(crate) ahead: Near,
+    pub(crate) ahead: A,
     pub(crate) keys: usize,
     pub(crate) weighted: WeightedRows<'a, f32, Constant<TILE>>,
 }
 
-impl AccumulatePacked<'_> {
+impl<A: AheadOfValues> AccumulatePacked<'_, A> {
     #[inline(always)]
     fn run_guard<I: Isa, const GUARD: bool>(self, isa: I) {
         let Self { rows, values, v_dim, width, ahead, keys, weighted } = self;
         let step = usize::MAX;
         if I::LANES == 16 {
             // All of a row, whose padding accumulators have room for.
-            let values = ValueRows { ahead, ..ValueRows::cached(values, width, width) };
+            let values = ValueRows::cached(values, width, width).asking(ahead);
             return Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
         let WeightedRows { weights, weights_stride, acc, acc_stride } = weighted;
         for first in (0..v_dim).step_by(VALUE_PANEL) {
             // On to the end: what comes next is what is read next.
             let panel = ValueRows::cached(&values[first * TILE..], Constant::<VALUE_PANEL>, VALUE_PANEL);
-            let values = ValueRows { ahead, ..panel };
+            let values = panel.asking(ahead);
             let weighted = WeightedRows { weights, weights_stride, acc: &mut acc[first..], acc_stride };
             Accumulate { rows, values, keys, step, weighted }.run_product::<I, Fma<f32>, GUARD>(isa);
         }
     }
 }
 
-impl Kernel for AccumulatePacked<'_> {
+impl<A: AheadOfValues> Kernel for AccumulatePacked<'_, A> {
     type Output = ();
 
     #[inline(always)]
@@ -200,7 +200,7 @@ impl Kernel for AccumulatePacked<'_> {
     }
 }
 
-impl Kernel for Guarded<AccumulatePacked<'_>> {
+impl<A: AheadOfValues> Kernel for Guarded<AccumulatePacked<'_, A>> {
     type Output = ();
 
     #[inline(always)]

@@ -26,6 +26,13 @@ impl<'a, T, D> ValueRows<'a, T, D> {
     pub(crate) fn cached(data: &'a [T], stride: D, v_dim: usize) -> Self {
         Self { data, stride, v_dim, ahead: Near::Nothing, in_pairs: false }
     }
+
+    /// The same, asking for something else.
+    #[inline(always)]
+    pub(crate) fn asking<A>(self, ahead: A) -> ValueRows<'a, T, D, A> {
+        let Self { data, stride, v_dim, in_pairs, .. } = self;
+        ValueRows { data, stride, v_dim, ahead, in_pairs }
+    }
 }
 
 /// Weights and accumulators of `MR` rows.
@@ -166,6 +173,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
         }
     }
     let per_load = MR.div_ceil(P::ROWS);
+    let bytes = values.ahead.bytes_of_step(width * size_of::<P::Stored>());
     let prefetch = values.ahead.adding(per_load, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
@@ -184,7 +192,7 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
             }
         }
         for row in 0..P::ROWS {
-            prefetch.ask(isa, j * P::ROWS + row, width * size_of::<P::Stored>());
+            prefetch.ask(isa, j * P::ROWS + row, bytes);
         }
         rest = rest.get(P::ROWS * stride..).unwrap_or(&[]);
         for r in 0..MR {
