@@ -99,7 +99,8 @@ impl Explanation {
         let panels = matches!(call.keys, Keys::Panels(_));
         let as_stored = match plan.bf16_dot() {
             true => tile::pairs_in_registers(T::DTYPE, grid.rows, panels),
-            false => panels || grid.rows <= tile::FUSED_ROWS,
+            false if panels => !tile::widens_tiles(plan.level().lanes(), grid.rows),
+            false => grid.rows <= tile::FUSED_ROWS,
         };
         let keys = match call.keys {
             Keys::Panels(_) if T::DTYPE == DType::F32 && !plan.bf16_dot() => KeyPath::Panels,

@@ -220,12 +220,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         }
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let next = next.filter(|_| !source.whole);
-        let ahead = Elsewhere::<4>(match source.keys {
-            Stored::Panels(panels) => {
-                NextTile::of(next.filter(|_| source.values.from_memory), panels, head_dim)
-            }
-            Stored::Rows(rows) => NextTile::of_rows(next, rows, head_dim),
-        });
+        let ahead = Elsewhere::<4>(source.keys.next(next, head_dim, source.values.from_memory));
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 

@@ -5,7 +5,7 @@ use super::call::Call;
 use super::columns::Columns;
 use super::rows::BlockRow;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
@@ -22,6 +22,7 @@ use crate::mask::TILE;
 use crate::panels::PANEL;
 use crate::tile::{
     FUSED_ROWS, adds_in_pairs, asks_for_values, from_memory, packs_values, streamed_again, streamed_keys,
+    widens_tiles,
 };
 use crate::view::with_any_view;
 use std::ops::Range;
@@ -51,8 +52,8 @@ enum KeySource<'a, T> {
     Panels(&'a [T]),
     /// Panels packed into scratch, at their own place, when the first block visits them.
     Packed(Stored<'a, T>),
-    /// Rows, packed into scratch tile by tile.
-    PackedTile(KeyRows<'a, T>),
+    /// Packed into scratch tile by tile.
+    PackedTile(Stored<'a, T>),
     /// Rows, transposed in registers.
     Rows(KeyRows<'a, T>),
 }
@@ -103,7 +104,8 @@ impl<I: Isa> Tier<I> for FmaTier {
             ahead: Near::first(asks_for_values(narrow, T::DTYPE, from_memory)),
             in_pairs: adds_in_pairs(narrow, rows, T::DTYPE, v_dim, from_memory),
         };
-        let packing = match packs_values(I::LANES, rows, block.shares_keys, kv_len * v_dim) {
+        let half = T::DTYPE != DType::F32;
+        let packing = match packs_values(I::LANES, half, rows, block.shares_keys, kv_len * v_dim) {
             false => ValuePacking::None,
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
@@ -116,7 +118,7 @@ impl<I: Isa> Tier<I> for FmaTier {
         Source {
             head_dim: call.problem.head_dim,
             head: [index, kv_head],
-            keys: KeySource::new(call, block, kv_head),
+            keys: KeySource::new::<I>(call, block, kv_head),
             values,
             kv_len,
             packing,
@@ -135,16 +137,17 @@ impl<I: Isa> Tier<I> for FmaTier {
     ) {
         let (head_dim, first) = (source.head_dim, tile.start / PANEL);
         match source.keys {
-            KeySource::PackedTile(rows) => {
+            KeySource::PackedTile(stored) => {
                 for panel in columns.panels() {
-                    let out = &mut operands.panels[panel * PANEL * head_dim..][..PANEL * head_dim];
-                    isa.call(PackPanel { keys: rows, head_dim, panel: first + panel, out });
+                    let out = &mut operands.panels[panel * PANEL * head_dim..];
+                    pack_keys(isa, stored, head_dim, first + panel, out);
                 }
             }
             KeySource::Packed(stored) => {
                 for panel in columns.panels().map(|panel| first + panel) {
                     if operands.must_pack_keys(source.head, panel) {
-                        pack_keys(isa, stored, head_dim, panel, &mut operands.panels);
+                        let out = &mut operands.panels[panel * PANEL * head_dim..];
+                        pack_keys(isa, stored, head_dim, panel, out);
                     }
                 }
             }
@@ -193,9 +196,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                 }
                 KeySource::Packed(stored) => stored.ask(isa, share, key, head_dim),
                 KeySource::Panels(panels) => Stored::Panels(panels).ask(isa, share, key, head_dim),
-                KeySource::PackedTile(rows) | KeySource::Rows(rows) => {
-                    Stored::Rows(rows).ask(isa, share, key, head_dim);
-                }
+                KeySource::PackedTile(stored) => stored.ask(isa, share, key, head_dim),
+                KeySource::Rows(rows) => Stored::Rows(rows).ask(isa, share, key, head_dim),
             }
             match source.packing {
                 ValuePacking::Head if operands.has_values(source.head, key / PANEL) => {
@@ -239,7 +241,7 @@ impl<I: Isa> Tier<I> for FmaTier {
                     isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::PackedTile(keys) => {
-                let ahead = Elsewhere::<1>(NextTile::of_rows(at.next, keys, head_dim));
+                let ahead = Elsewhere::<1>(keys.next(at.next, head_dim, source.from_memory));
                 let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
@@ -322,31 +324,30 @@ impl<T> Source<'_, T> {
 impl<'a, T: Element> KeySource<'a, T> {
     /// Where the keys of one of a block's heads come from.
     #[inline(always)]
-    fn new(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Self {
+    fn new<I: Isa>(call: &'a Call<'a, T>, block: &Block, kv_head: usize) -> Self {
         match Stored::of(call, block, kv_head) {
-            Stored::Panels(panels) if !block.shares_keys || T::DTYPE == DType::F32 => Self::Panels(panels),
-            Stored::Rows(rows) if !block.shares_keys && block.head_rows > FUSED_ROWS => {
-                Self::PackedTile(rows)
-            }
-            Stored::Rows(rows) if !block.shares_keys => Self::Rows(rows),
-            stored => Self::Packed(stored),
+            Stored::Panels(panels) if T::DTYPE == DType::F32 => Self::Panels(panels),
+            stored if block.shares_keys => Self::Packed(stored),
+            Stored::Panels(panels) if !widens_tiles(I::LANES, block.head_rows) => Self::Panels(panels),
+            Stored::Rows(rows) if block.head_rows <= FUSED_ROWS => Self::Rows(rows),
+            stored => Self::PackedTile(stored),
         }
     }
 }
 
-/// Packs a panel of a head's keys at its place among `packed`.
+/// Packs a panel of a head's keys.
 #[inline(always)]
 fn pack_keys<I: Isa, T: Element>(
     isa: I,
     stored: Stored<'_, T>,
     head_dim: usize,
     panel: usize,
-    packed: &mut [f32],
+    out: &mut [f32],
 ) {
-    let range = panel * PANEL * head_dim..(panel + 1) * PANEL * head_dim;
-    let out = &mut packed[range.clone()];
+    let size = PANEL * head_dim;
+    let out = &mut out[..size];
     match stored {
-        Stored::Panels(panels) => widen(isa, &panels[range], out),
+        Stored::Panels(panels) => widen(isa, &panels[panel * size..], out),
         Stored::Rows(keys) => isa.call(PackPanel { keys, head_dim, panel, out }),
     }
 }

@@ -41,6 +41,15 @@ impl<'a, T: Element> Stored<'a, T> {
         }
     }
 
+    /// What is asked for of those that are packed tile by tile, see [`NextTile::of_rows`].
+    #[inline(always)]
+    pub(super) fn next(self, next: Option<NextTile>, head_dim: usize, from_memory: bool) -> Piece {
+        match self {
+            Stored::Panels(panels) => NextTile::of(next.filter(|_| from_memory), panels, head_dim),
+            Stored::Rows(rows) => NextTile::of_rows(next, rows, head_dim),
+        }
+    }
+
     /// Those of a KV head of a block.
     #[inline(always)]
     pub(super) fn of(call: &Call<'a, T>, block: &Block, kv_head: usize) -> Self {

@@ -113,6 +113,7 @@ impl ScratchSizes {
                 Engine::Exact(level)
                     if packs_values(
                         level.lanes(),
+                        true,
                         rows,
                         shared,
                         problem.max_kv_len.saturating_mul(problem.v_dim),
@@ -355,10 +356,16 @@ mod tests {
                 let problem = Problem { q_heads: 4, kv_heads: 2, head_dim: 8, v_dim, max_q_len, max_kv_len };
                 let sizes = ScratchSizes::new(&problem, Engine::Exact(level)).expect("sizes");
                 for kv_len in [1, 63, 64, 65, 128, 256, 257, 300, 900, 4097] {
-                    for (rows, shared) in [(13, true), (96, true), (96, false)] {
+                    for (rows, shared, half) in [
+                        (13, true, false),
+                        (96, true, false),
+                        (96, false, false),
+                        (96, false, true),
+                        (33, false, true),
+                    ] {
                         // Blocks share keys, or are larger, only where the plan has more than few rows.
                         let possible = kv_len <= max_kv_len && rows <= sizes.rows && 2 * max_q_len > FEW_ROWS;
-                        if !possible || !packs_values(level.lanes(), rows, shared, kv_len * v_dim) {
+                        if !possible || !packs_values(level.lanes(), half, rows, shared, kv_len * v_dim) {
                             continue;
                         }
                         packed += 1;
