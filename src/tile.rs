@@ -31,7 +31,7 @@ pub(crate) fn group_rows(lanes: usize, from_memory: bool, left: usize) -> usize 
 /// Whether the groups of a block of so many rows ask for the next tile together, each for its share, a line a step: memory and L2
 /// then bring it while all of them compute, not while the first group does. With vectors of 16 lanes 12 to 64 rows of 4096 keys are
 /// 1.1 to 1.17 times as fast in f32 from memory, 8 the same, 8 of 1024 keys from L2 1.05 times; f16 and bf16 1 to 1.04; from rows of
-/// keys 1.02 to 1.1; 8192 tokens 1.05, what stays in L2 the same. With 8 lanes, where a step has half as many multiply-adds,
+/// keys 1.02 to 1.1; 8192 tokens 1.05, what stays in L2 the same; what lies behind a head's 512 or 1024 keys another 1.02 to 1.07. With 8 lanes, where a step has half as many multiply-adds,
 /// 64 rows gain up to 1.08, but fewer lose as much, and tokens 2 % (example `bench_worker`, Emerald Rapids).
 #[inline(always)]
 pub(crate) fn asks_together(lanes: usize, rows: usize) -> bool {

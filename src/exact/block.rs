@@ -292,8 +292,9 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if let Some(ahead) = ahead {
             E::ask_for_tile(isa, source, &scratch.operands, ahead, share);
         }
-        let next = next_visit.filter(|_| !lists).map(|visit| &visit.tile);
-        let next = next.map(|tile| NextTile { start: tile.start, len: tile.len(), share });
+        // Behind the last tile lies what another block visits first.
+        let next = next_visit.map_or(tile.end..tile.end + TILE, |visit| visit.tile.clone());
+        let next = (!lists).then_some(NextTile { start: next.start, len: next.len(), share });
         if stage.opens_split {
             open_split(scratch, group.clone(), stage.first_split);
         }

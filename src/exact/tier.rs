@@ -161,7 +161,8 @@ impl At<'_> {
     }
 }
 
-/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next.
+/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next, or of what lies behind the
+/// last.
 #[derive(Clone, Copy)]
 pub(crate) struct NextTile {
     /// Its first key.
@@ -179,11 +180,12 @@ impl NextTile {
         Self::of(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
     }
 
-    /// The same of what holds `len` elements for each key and comes from memory.
+    /// The same of what holds `len` elements for each key and comes from memory; nothing of it where it ends sooner.
     #[inline(always)]
     pub(crate) fn of<T>(next: Option<Self>, data: &[T], len: usize) -> Piece {
+        let there = next.filter(|next| (next.start + next.len) * len <= data.len());
         let piece = |next: Self| Piece::new(data, next.start * len, next.len * len).share(next.share);
-        next.map_or(Piece::new(data, 0, 0), piece)
+        there.map_or(Piece::new(data, 0, 0), piece)
     }
 }
 
@@ -250,5 +252,58 @@ impl<K: TierKernel> Bf16Kernel for OnBf16Dot<K> {
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) {
         self.0.run::<I, Bf16DotTier>(isa);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mask::TILE;
+
+    /// The first rows ask for lines of their tile, unless groups asked for it before; all others for their share of the next.
+    #[test]
+    fn who_asks_for_what() {
+        const LEN: usize = 4;
+        let data = vec![0.0f32; 2 * TILE * LEN];
+        let tile = 0..TILE;
+        let share = Share { start: 6, end: 12, of: 12 };
+        let next = |start| Some(NextTile { start, len: TILE, share });
+        let at = |first_rows, first_tile, together| At {
+            tile: &tile,
+            first_rows,
+            first_tile,
+            together,
+            next: next(TILE),
+        };
+        let asks = |at: At<'_>, in_one_piece| match at.asks(Near::ForAny, &data, LEN, in_one_piece) {
+            Asks::Near(Near::Nothing) => "nothing",
+            Asks::Near(_) => "near",
+            Asks::Elsewhere(Elsewhere(piece))
+                if piece == Piece::new(&data, TILE * LEN, TILE * LEN).share(share) =>
+            {
+                "its share"
+            }
+            Asks::Elsewhere(Elsewhere(piece)) if piece == Piece::new(&data, 0, 0) => "nothing that is there",
+            Asks::Elsewhere(_) => "something else",
+        };
+        for (first_rows, first_tile, together, in_one_piece, expected) in [
+            (true, true, true, true, "near"),
+            (false, true, true, true, "its share"),
+            (true, false, true, true, "its share"),
+            (false, false, true, true, "its share"),
+            (true, false, true, false, "near"),
+            (false, false, true, false, "nothing"),
+            (true, false, false, true, "near"),
+            (false, false, false, true, "nothing"),
+        ] {
+            let at = at(first_rows, first_tile, together);
+            let what = format!("first rows: {first_rows}, first tile: {first_tile}, together: {together}");
+            assert_eq!(asks(at, in_one_piece), expected, "{what}, in one piece: {in_one_piece}");
+            assert_eq!(at.are_first(in_one_piece), expected == "near", "{what}");
+        }
+        let behind = At { next: next(2 * TILE), ..at(false, false, true) };
+        assert_eq!(asks(behind, true), "nothing that is there", "behind the end");
+        let listed = At { next: None, ..at(false, false, true) };
+        assert_eq!(asks(listed, true), "nothing", "lists say what is next");
     }
 }

@@ -23,11 +23,16 @@
 //! times as fast from rows, 1.0 to 1.08 from panels (example `bench_worker`). Values that are paired in registers end with
 //! their head.
 //!
-//! What a few rows pack tile by tile comes from memory while the tile before is worked on, if it lies in one piece: each step asks
-//! for some lines of it ([`Elsewhere`]). All lines of a group's share at once would stop the core, and lose 1 to 15 %. The
-//! bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
+//! What a block's rows visit next comes from memory, or L3, while they work on the tile before, if it lies in one piece: each group
+//! asks for its share, step by step ([`Elsewhere`]), see [`asks_together`]. All lines of a share at once would stop the core, and
+//! lose 1 to 15 %; one line a step costs nothing where L2 has them. Where nobody did (rows of values with gaps, a block's first
+//! tile, a single group), the first rows ask for what is near, as above.
+//!
+//! The bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
 //! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, all packed, 4096 keys; example
-//! `bench_worker`, `LUCID_BF16_DOT=1`), and 1.0 to 1.06 in the exact tier, from rows of keys.
+//! `bench_worker`, `LUCID_BF16_DOT=1`).
+//!
+//! [`asks_together`]: crate::tile::asks_together
 //!
 //! Blocks of a block mask lie anywhere: the next ones are asked for by name ([`Share`]), while those before are worked on.
 //! Random blocks gain 1.02 to 1.04 at 4096 tokens, asking and fewer searches together (bench `sparse`, AVX2).
@@ -147,7 +152,7 @@ macro_rules! with_asks {
 pub(crate) use with_asks;
 
 /// Some memory that lies in one piece.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Piece {
     start: *const u8,
     bytes: usize,
