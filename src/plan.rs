@@ -75,7 +75,7 @@ pub struct PlanOptions {
     ///
     /// All that holds of cores that do a bf16 dot product in the time of a multiply-add, as Zen 4's do. Emerald Rapids takes the time
     /// of four, which is half the rate of products: there prefill in the tier is 0.5 to 0.7 times as fast as in the exact one
-    /// (`benches/peers`). `cargo bench --bench roofline -- prefill/` prints both limits.
+    /// (`benches/peers`). [`Level::bf16_dot_gain`] measures it.
     pub bf16_dot: bool,
     /// The most bytes that a [`Workspace`] may take ([`Plan::workspace_bytes`]); a plan that needs more is an error
     /// ([`AttentionError::TooLarge`]). Fewer threads need less.

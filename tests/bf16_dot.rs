@@ -466,6 +466,17 @@ fn scores() {
     }
 }
 
+/// What its products are worth is measured where there are any, and is a number of the order of 1.
+#[test]
+fn worth_of_its_products() {
+    for level in Level::ALL {
+        let gain = level.bf16_dot_gain();
+        assert_eq!(gain.is_some(), level.has_bf16_dot(), "{level}");
+        // A measurement: only what no core and no neighbour can make of it.
+        assert!(gain.is_none_or(|gain| (1e-3..1e3).contains(&gain)), "{level}: {gain:?}");
+    }
+}
+
 /// Asking for it where it does not exist is an error, and a workspace of the other tier is refused.
 #[test]
 fn unavailable() {

@@ -15,6 +15,7 @@ mod avx2;
 #[cfg(all(target_arch = "x86_64", not(lucid_force_portable)))]
 mod avx512;
 mod portable;
+mod rates;
 
 use crate::error::AttentionError;
 use half::{bf16, f16};
@@ -288,9 +289,31 @@ impl Level {
         }
     }
 
-    /// Whether the opt-in bf16 dot-product tier runs at this level on this CPU.
+    /// Whether the opt-in bf16 dot-product tier runs at this level on this CPU; not whether it is fast here
+    /// ([`Level::bf16_dot_gain`]).
     pub fn has_bf16_dot(self) -> bool {
         Bf16Level::new(self).is_some()
+    }
+
+    /// How many products the bf16 dot-product tier does on this core in the time of one of the exact tier's, measured now, in a
+    /// fraction of a millisecond; `None` where the tier does not run.
+    ///
+    /// A dot product is two multiply-adds: 2 where it takes the time of one (Zen 4), 0.5 where it takes that of four (Emerald
+    /// Rapids). The tier can be faster than the exact one only above 1, see [`PlanOptions::bf16_dot`](crate::PlanOptions::bf16_dot).
+    /// A neighbour on the core moves the figure, not by as much as sets these two apart.
+    ///
+    /// # Examples
+    /// ```
+    /// use lucid_attention::{Level, PlanOptions};
+    ///
+    /// let fast = Level::detect()?.bf16_dot_gain().is_some_and(|gain| gain > 1.0);
+    /// let options = PlanOptions { bf16_dot: fast, ..PlanOptions::default() };
+    /// # let _ = options;
+    /// # Ok::<(), lucid_attention::AttentionError>(())
+    /// ```
+    pub fn bf16_dot_gain(self) -> Option<f64> {
+        let [multiply_adds, dots] = Bf16Level::new(self)?.dispatch(rates::StepTimes);
+        Some(2.0 * multiply_adds.as_secs_f64() / dots.as_secs_f64().max(f64::MIN_POSITIVE))
     }
 
     /// Runs `kernel` compiled for this level. A level that cannot run here (which a plan never holds) falls back to
