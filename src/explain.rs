@@ -87,7 +87,7 @@ pub enum KeyPath {
     Panels,
     /// Packed (or widened) into panels once per head and worker: many queries share them.
     Packed,
-    /// Packed tile by tile: one block reads each key once.
+    /// Packed (or widened) tile by tile: one block reads each key once.
     PackedTile,
     /// Transposed in registers: few rows, nothing worth writing down.
     Transposed,
@@ -142,7 +142,7 @@ impl fmt::Display for Explanation {
             KeyPath::Panels => "read from their panels",
             KeyPath::Packed => "packed into panels once per head and worker, for several blocks of queries",
             KeyPath::PackedTile => {
-                "packed into panels tile by tile: one block of queries reads each key once"
+                "packed or widened into panels tile by tile: one block of queries reads each key once"
             }
             KeyPath::Transposed => "transposed in registers: too few queries for packing to pay",
         };
@@ -169,5 +169,39 @@ impl fmt::Display for Explanation {
         };
         writeln!(f, "threads: {threads}, {why} (about {:.0} us on one)", self.estimated_microseconds)?;
         write!(f, "workspace: {} bytes", self.workspace_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Inputs, KeyPanels, Level, PlanOptions, Problem, View};
+    use half::f16;
+
+    fn path<T: Element>(level: Level, rows: usize, panels: bool) -> KeyPath {
+        let values = vec![T::from_f32(0.5); 96 * 8];
+        let options = PlanOptions { level: Some(level), max_threads: Some(1), ..PlanOptions::default() };
+        let plan = Plan::with_options(&Problem::new(1, 8, rows, 70), &options).expect("a plan");
+        let q = View::new(&values[..rows * 8], [1, 1, rows, 8]).expect("queries");
+        let k = View::new(&values[..70 * 8], [1, 1, 70, 8]).expect("keys");
+        let packed = KeyPanels::from_rows(k, 70).expect("panels");
+        let inputs = if panels { Inputs::new(q, &packed, k) } else { Inputs::new(q, k, k) };
+        plan.explain(&inputs).expect("inputs of the plan").keys
+    }
+
+    /// What one block reads: up to 6 rows keys as they are, up to 32 panels of any type, beyond that only those of `f32` and, where
+    /// vectors are narrow, of half precision.
+    #[test]
+    fn paths_of_one_block() {
+        for level in Level::available() {
+            let widened = if level.lanes() == 16 { KeyPath::PackedTile } else { KeyPath::Panels };
+            for (rows, half) in [(1, KeyPath::Panels), (32, KeyPath::Panels), (33, widened), (96, widened)] {
+                let stored = if rows <= 6 { KeyPath::Transposed } else { KeyPath::PackedTile };
+                assert_eq!(path::<f32>(level, rows, true), KeyPath::Panels, "{level}: {rows} rows, f32");
+                assert_eq!(path::<f16>(level, rows, true), half, "{level}: {rows} rows, f16");
+                assert_eq!(path::<f32>(level, rows, false), stored, "{level}: {rows} rows of keys");
+                assert_eq!(path::<f16>(level, rows, false), stored, "{level}: {rows} rows of f16 keys");
+            }
+        }
     }
 }

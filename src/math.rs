@@ -165,8 +165,8 @@ pub(crate) mod vector {
     /// on +inf.
     #[inline(always)]
     pub(crate) fn exp2<I: Isa>(isa: I, x: I::F) -> I::F {
-        // Where any n scales, an infinite x has r = NaN = p, and the scaling turns NaN times 2^-inf into 0
-        // and NaN times 2^inf into +inf.
+        // Where any n scales, an infinite x has r = 0 and p = 1, or NaN for both, and the scaling turns either times 2^-inf into 0 and
+        // times 2^inf into +inf.
         exp2_in_range(isa, if I::SCALES_ANY { x } else { clamp(isa, -160.0, 160.0, x) })
     }
 
@@ -203,7 +203,7 @@ pub(crate) mod vector {
     /// [`exp2`] where [`Isa::scale_exp2`] takes the exponent as it is.
     #[inline(always)]
     fn exp2_in_range<I: Isa>(isa: I, x: I::F) -> I::F {
-        let (n, r) = isa.split(x);
+        let (n, r) = isa.nearest_and_rest(x);
         let q = horner(isa, EXP2, r);
         let p = isa.add(isa.mul_add(q, r, r), isa.splat(1.0));
         isa.scale_exp2(p, n)
@@ -226,7 +226,7 @@ pub(crate) mod vector {
     /// [`exp`] in [-105, 90].
     #[inline(always)]
     fn exp_in_range<I: Isa>(isa: I, x: I::F) -> I::F {
-        let (n, _) = isa.split(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
+        let (n, _) = isa.nearest_and_rest(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
         let r = isa.mul_add(n, isa.splat(-LN_2_HIGH), x);
         let r = mutant!("ln-2-in-one-part", isa.mul_add(n, isa.splat(-LN_2_LOW), r), r);
         let p = isa.mul_add(horner(isa, EXP, r), r, isa.splat(1.0));
@@ -347,6 +347,22 @@ mod tests {
         }
     }
 
+    struct Nearest;
+    impl Function for Nearest {
+        #[inline(always)]
+        fn apply<I: Isa>(isa: I, x: I::F) -> I::F {
+            isa.nearest_and_rest(x).0
+        }
+    }
+
+    struct Rest;
+    impl Function for Rest {
+        #[inline(always)]
+        fn apply<I: Isa>(isa: I, x: I::F) -> I::F {
+            isa.nearest_and_rest(x).1
+        }
+    }
+
     type Apply = fn(Level, &mut [f32]) -> Result<(), AttentionError>;
     const ALL: [(&str, Apply); 4] = [("exp2", exp2), ("exp", exp), ("tanh", tanh), ("erf", erf)];
 
@@ -365,6 +381,34 @@ mod tests {
             }
             assert!(one(function, level, f32::NAN).is_nan(), "{level}");
             assert!(one(function, level, -f32::NAN).is_nan(), "{level}");
+        }
+    }
+
+    /// What [`Isa::nearest_and_rest`] promises, of zeros but for their sign.
+    #[test]
+    fn numbers_are_the_nearest_integer_and_a_rest() {
+        let halves = (-9..=9).map(|half| half as f32 / 2.0);
+        let next = |x: f32| [f32::from_bits(x.to_bits() - 1), x, f32::from_bits(x.to_bits() + 1)];
+        let near = [0.5, 1.5, 2.5, 127.5, 149.5, 4194303.5].into_iter().flat_map(next).flat_map(|x| [x, -x]);
+        let numbers: Vec<f32> =
+            halves.chain(near).chain([-0.0, TINY, 1e-40, 4194304.0, -4194304.0]).collect();
+        for level in Level::available() {
+            let wide: &[f32] =
+                if level.lanes() == 16 { &[f32::MAX, -1e20, 4194305.0, 8388609.0] } else { &[] };
+            for &x in numbers.iter().chain(wide) {
+                let (nearest, rest) = (one(map::<Nearest>, level, x), one(map::<Rest>, level, x));
+                assert_eq!(nearest, x.round_ties_even(), "{level}: nearest to {x:e}");
+                assert_eq!(rest, x - x.round_ties_even(), "{level}: rest of {x:e}");
+            }
+            for x in [INF, -INF] {
+                assert_eq!(one(map::<Nearest>, level, x), x, "{level}");
+                let rest = one(map::<Rest>, level, x);
+                assert!(rest == 0.0 || rest.is_nan(), "{level}: rest of {x}: {rest}");
+            }
+            assert!(
+                one(map::<Nearest>, level, f32::NAN).is_nan() && one(map::<Rest>, level, f32::NAN).is_nan(),
+                "{level}"
+            );
         }
     }
 

@@ -28,11 +28,14 @@ pub(crate) fn group_rows(lanes: usize, from_memory: bool, left: usize) -> usize 
     if halved { left.div_ceil(2) } else { left.min(MAX_ROWS) }
 }
 
-/// Whether the groups of a block of so many rows ask for the next tile together, each for its share, a line a step: memory and L2
-/// then bring it while all of them compute, not while the first group does. With vectors of 16 lanes 12 to 64 rows of 4096 keys are
-/// 1.1 to 1.17 times as fast in f32 from memory, 8 the same, 8 of 1024 keys from L2 1.05 times; f16 and bf16 1 to 1.04; from rows of
-/// keys 1.02 to 1.1; 8192 tokens 1.05, what stays in L2 the same; what lies behind a head's 512 or 1024 keys another 1.02 to 1.07. With 8 lanes, where a step has half as many multiply-adds,
-/// 64 rows gain up to 1.08, but fewer lose as much, and tokens 2 % (example `bench_worker`, Emerald Rapids).
+/// Whether the groups of a block of so many rows ask for the next tile together, each for its share: memory and L2 then bring it
+/// while all of them compute, not while the first group does. With vectors of 16 lanes 12 to 64 rows of 4096 keys are 1.1 to 1.17
+/// times as fast in f32 from memory, 8 the same, 8 of 1024 keys from L2 1.05 times; f16 and bf16 1 to 1.04; from rows of keys 1.02
+/// to 1.1; 8192 tokens 1.05, what stays in L2 the same; where the next head begins, too, heads of 512 and 1024 keys another 1.02 to
+/// 1.07. A line a step is as good as all that is loaded, 4 lines, even for two and three groups, whose steps do not suffice then
+/// (8 rows 1.0 for 0.96 to 0.99, 12 and 16 rows within a hundredth or two, 64 rows better by three). With 8 lanes, where a step has
+/// half as many multiply-adds, 64 rows gain up to 1.08, but fewer lose as much, and tokens 2 % (example `bench_worker`, Emerald
+/// Rapids).
 #[inline(always)]
 pub(crate) fn asks_together(lanes: usize, rows: usize) -> bool {
     lanes == 16 && rows > MAX_ROWS
@@ -74,8 +77,9 @@ pub(crate) fn packs_values(lanes: usize, half: bool, rows: usize, shared: bool, 
 }
 
 /// Whether a block of so many rows, alone with its keys, widens what is stored in half precision tile by tile, not for each group
-/// anew. With 16 lanes 64 rows of 4096 keys of 128 dimensions are 1.18 times as fast from panels, 1.08 times from rows, 32 rows
-/// 0.96 to 1.05 times, 16 rows 0.86 to 0.9 (example `bench_worker`, f16 and bf16, Emerald Rapids).
+/// anew. With 16 lanes 64 rows of 4096 keys of 128 dimensions are 1.18 times as fast from panels, 1.08 times from rows, 48 rows 1.1
+/// and 1.05 times, 64 and 96 tokens of 64 dimensions 1 to 1.13 times, 32 rows 0.96 to 1.05 times, 16 rows 0.86 to 0.9 (example
+/// `bench_worker`, f16 and bf16, Emerald Rapids).
 #[inline(always)]
 pub(crate) fn widens_tiles(lanes: usize, rows: usize) -> bool {
     lanes == 16 && rows > FEW_ROWS
@@ -124,7 +128,7 @@ pub(crate) fn streamed_keys(
     bytes.div_ceil(row_bytes.max(1))
 }
 
-/// The same for rows after a block's first, which find values in L2: with vectors of 16 lanes all that there are, as fewer load and
+/// The same for rows that find values in L2, as those after a block's first do: with vectors of 16 lanes all that there are, as fewer load and
 /// store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, no faster in f16; example
 /// `bench_worker`, 4096 keys of 128 dimensions in a cache, Emerald Rapids).
 #[inline(always)]

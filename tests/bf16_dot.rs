@@ -466,14 +466,14 @@ fn scores() {
     }
 }
 
-/// What its products are worth is measured where there are any, and is a number of the order of 1.
+/// What its products are worth is measured where there are any.
 #[test]
 fn worth_of_its_products() {
     for level in Level::ALL {
         let gain = level.bf16_dot_gain();
         assert_eq!(gain.is_some(), level.has_bf16_dot(), "{level}");
-        // A measurement: only what no core and no neighbour can make of it.
-        assert!(gain.is_none_or(|gain| (1e-3..1e3).contains(&gain)), "{level}: {gain:?}");
+        // A measurement, of cores that give 0.5 and 2: wide enough for neighbours.
+        assert!(gain.is_none_or(|gain| (0.05..20.0).contains(&gain)), "{level}: {gain:?}");
     }
 }
 

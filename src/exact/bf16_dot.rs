@@ -220,7 +220,8 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         }
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
         let next = next.filter(|_| !source.whole);
-        let ahead = Elsewhere::<4>(source.keys.next(next, head_dim, source.values.from_memory));
+        let ahead =
+            Elsewhere::<8>::than_tile(source.keys.next_piece(next, head_dim, source.values.from_memory));
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 
@@ -268,7 +269,11 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 stride,
                 // All that the accumulators have room for: rows of values are padded likewise.
                 v_dim: stride,
-                ahead: Elsewhere::<4>(piece.share(Share { start: run.start, end: run.end, of: TILE / 2 })),
+                ahead: Elsewhere::<8>::than_tile(piece.share(Share {
+                    start: run.start,
+                    end: run.end,
+                    of: TILE / 2,
+                })),
                 in_pairs: false,
             };
             add_up(isa, guard, Accumulate { rows, values, keys, step: usize::MAX, weighted });

@@ -168,6 +168,8 @@ struct Stage {
     first_split: bool,
     /// Whether no tile comes after it.
     last: bool,
+    /// Whether all rows worked on all of the tile before, and so had occasion to ask for all of this one.
+    asked: bool,
 }
 
 /// Takes all tiles into all rows and ends those, unless the call is stopped.
@@ -190,7 +192,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
     let split = call.order.split;
     let core = core(reach, call);
     let (mut opens_split, mut first_split) = (true, true);
-    let mut next_split = 0;
+    let (mut next_split, mut asked) = (0, false);
     while let Some(this) = visit {
         if call.is_stopped() {
             return; // `grid` notes that the rows are not complete
@@ -200,7 +202,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
         }
         let next = visits.next(call, &scratch.rows, this.tile.end);
         let closes_split = next.as_ref().is_none_or(|next| next.tile.start >= next_split);
-        let stage = Stage { opens_split, closes_split, first_split, last: next.is_none() };
+        let stage = Stage { opens_split, closes_split, first_split, last: next.is_none(), asked };
         run_tile::<I, E, T>(
             isa,
             call,
@@ -210,6 +212,8 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
             &core,
             (stage, end),
         );
+        let all = &reach.all;
+        asked = !call.mask.has_bits() && all.start <= this.tile.start && this.tile.end <= all.end;
         first_split &= !closes_split;
         opens_split = closes_split;
         visit = next;
@@ -279,7 +283,6 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
     let ahead = next_visit.filter(|_| lists && count > MAX_ROWS);
     let together = !lists && asks_together(I::LANES, count);
-    let first_tile = stage.opens_split && stage.first_split;
     let mut first = 0;
     while first < count {
         let size = match lists {
@@ -292,13 +295,13 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if let Some(ahead) = ahead {
             E::ask_for_tile(isa, source, &scratch.operands, ahead, share);
         }
-        // Behind the last tile lies what another block visits first.
-        let next = next_visit.map_or(tile.end..tile.end + TILE, |visit| visit.tile.clone());
-        let next = (!lists).then_some(NextTile { start: next.start, len: next.len(), share });
+        let next = next_visit.filter(|_| !lists).map(|visit| &visit.tile);
+        let next = next.map(|tile| NextTile { start: tile.start, len: tile.len(), share });
         if stage.opens_split {
             open_split(scratch, group.clone(), stage.first_split);
         }
-        let at = At { tile, first_rows: group.start == 0, first_tile, together, next };
+        let asked = together && stage.asked;
+        let at = At { tile, first_rows: group.start == 0, share, together, asked, next };
         let own = (group.clone(), core, stage.first_split);
         take_group::<I, E, T>(isa, call, scratch, (block, source), (visit, at), own);
         if stage.closes_split {

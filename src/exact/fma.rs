@@ -5,10 +5,11 @@ use super::call::Call;
 use super::columns::Columns;
 use super::rows::BlockRow;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, Operand, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
+use crate::inputs::Keys;
 use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{pack_query, value_panel, widen};
@@ -44,6 +45,9 @@ pub(crate) struct Source<'a, T> {
     from_memory: bool,
     /// Values to visit at a time.
     step: usize,
+    /// See [`Operand::next_head`]; of keys and of values.
+    next_keys: Option<usize>,
+    next_values: Option<usize>,
 }
 
 /// Where its keys come from.
@@ -110,6 +114,13 @@ impl<I: Isa> Tier<I> for FmaTier {
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
         };
+        // Where others share the keys, or go on with them, the next block begins elsewhere.
+        let is_whole = !block.shares_keys && block.keys.end >= kv_len;
+        let next_keys = match call.keys {
+            Keys::Panels(panels) => Some(panels.capacity()),
+            Keys::Rows(_) => None,
+        };
+        let next_values = call.v.strides()[1].checked_div(v_dim);
         let row_bytes = v_dim * size_of::<T>();
         let step = match block.shares_keys {
             true => usize::MAX,
@@ -124,6 +135,8 @@ impl<I: Isa> Tier<I> for FmaTier {
             packing,
             from_memory,
             step,
+            next_keys: next_keys.filter(|_| is_whole),
+            next_values: next_values.filter(|_| is_whole),
         }
     }
 
@@ -194,9 +207,10 @@ impl<I: Isa> Tier<I> for FmaTier {
                 KeySource::Packed(_) if operands.has_keys(source.head, key / PANEL) => {
                     share.ask(isa, &operands.panels, key * head_dim, PANEL * head_dim);
                 }
-                KeySource::Packed(stored) => stored.ask(isa, share, key, head_dim),
+                KeySource::Packed(stored) | KeySource::PackedTile(stored) => {
+                    stored.ask(isa, share, key, head_dim);
+                }
                 KeySource::Panels(panels) => Stored::Panels(panels).ask(isa, share, key, head_dim),
-                KeySource::PackedTile(stored) => stored.ask(isa, share, key, head_dim),
                 KeySource::Rows(rows) => Stored::Rows(rows).ask(isa, share, key, head_dim),
             }
             match source.packing {
@@ -229,19 +243,21 @@ impl<I: Isa> Tier<I> for FmaTier {
         let first = tile.start * head_dim;
         match source.keys {
             KeySource::Panels(panels) => {
-                let asks = at.asks(Near::first(source.from_memory), panels, head_dim, true);
+                let operand =
+                    Operand { data: panels, len: head_dim, in_one_piece: true, next_head: source.next_keys };
+                let asks = at.asks::<I, _>(Near::first(source.from_memory), operand);
                 let panels = &panels[first..];
                 with_asks!(asks, ahead =>
                     isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::Packed(_) => {
-                let asks = at.asks(Near::ForSeveral, &operands.panels, head_dim, true);
+                let asks = at.asks::<I, _>(Near::ForSeveral, Operand::packed(&operands.panels, head_dim));
                 let panels = &operands.panels[first..];
                 with_asks!(asks, ahead =>
                     isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::PackedTile(keys) => {
-                let ahead = Elsewhere::<1>(keys.next(at.next, head_dim, source.from_memory));
+                let ahead = Elsewhere::<1>::than_tile(keys.next_piece(at.next, head_dim, source.from_memory));
                 let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }
@@ -266,10 +282,14 @@ impl<I: Isa> Tier<I> for FmaTier {
         let width = value_panel(I::LANES, values.v_dim);
         let packed = source.packed_values(operands, tile, width);
         let in_one_piece = values.stride == values.v_dim;
+        let stored =
+            Operand { data: values.data, len: values.v_dim, in_one_piece, next_head: source.next_values };
         let asks = match source.packing {
-            ValuePacking::Head => at.asks(Near::ForSeveral, &operands.values, operands.v_stride, true),
-            ValuePacking::Tile => at.asks(Near::ForSeveral, values.data, values.v_dim, in_one_piece),
-            ValuePacking::None => at.asks(values.ahead, values.data, values.v_dim, in_one_piece),
+            ValuePacking::Head => {
+                at.asks::<I, _>(Near::ForSeveral, Operand::packed(&operands.values, operands.v_stride))
+            }
+            ValuePacking::Tile => at.asks::<I, _>(Near::ForSeveral, stored),
+            ValuePacking::None => at.asks::<I, _>(values.ahead, stored),
         };
         let step = match at.are_first(in_one_piece) {
             true => source.step,
@@ -288,13 +308,13 @@ impl<I: Isa> Tier<I> for FmaTier {
             let keys = run.len();
             if let Some(packed) = packed {
                 let (values, v_dim) = (&packed[run.start * width..], values.v_dim);
-                with_asks!(asks, ahead => {
+                with_asks!(asks.of_run(run), ahead => {
                     let kernel = AccumulatePacked { rows, values, v_dim, width, ahead, keys, weighted };
                     if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }
                 });
             } else {
                 let data = &values.data[(tile.start + run.start) * values.stride..];
-                with_asks!(asks, ahead => {
+                with_asks!(asks.of_run(run), ahead => {
                     let values = ValueRows { data, ..values }.asking(ahead);
                     let kernel = Accumulate { rows, values, keys, step, weighted };
                     if guard { isa.call(Guarded(kernel)) } else { isa.call(kernel) }

@@ -246,15 +246,7 @@ fn score_tile<I: Isa, E: Tier<I>, T: Element>(
     let columns = Columns::up_to(tile.len());
     E::enter_tile(isa, source, operands, tile, columns);
     for run in columns.runs() {
-        E::score_group(
-            isa,
-            source,
-            operands,
-            0..rows.len(),
-            At { tile, first_rows: true, first_tile: true, together: false, next: None },
-            &run,
-            scores,
-        );
+        E::score_group(isa, source, operands, 0..rows.len(), At::alone(tile, rows.len()), &run, scores);
     }
 }
 

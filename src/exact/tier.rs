@@ -20,8 +20,9 @@ use crate::inputs::Keys;
 use crate::isa::{Bf16Dot, Bf16Kernel, Bf16Level, Isa, Kernel, Level};
 use crate::kernel::prefetch::{Asks, Elsewhere, Near, Piece, Share};
 use crate::kernel::score::KeyRows;
+use crate::mask::TILE;
 use crate::panels::PANEL;
-use crate::tile::from_memory;
+use crate::tile::{asks_together, from_memory};
 use std::ops::Range;
 
 /// A head's keys as they are stored, and what lies behind them.
@@ -43,7 +44,7 @@ impl<'a, T: Element> Stored<'a, T> {
 
     /// What is asked for of those that are packed tile by tile, see [`NextTile::of_rows`].
     #[inline(always)]
-    pub(super) fn next(self, next: Option<NextTile>, head_dim: usize, from_memory: bool) -> Piece {
+    pub(super) fn next_piece(self, next: Option<NextTile>, head_dim: usize, from_memory: bool) -> Piece {
         match self {
             Stored::Panels(panels) => NextTile::of(next.filter(|_| from_memory), panels, head_dim),
             Stored::Rows(rows) => NextTile::of_rows(next, rows, head_dim),
@@ -132,37 +133,66 @@ pub(crate) struct At<'a> {
     pub(crate) tile: &'a Range<usize>,
     /// Whether they are the block's first: those after them mostly find in a cache what these went through.
     pub(crate) first_rows: bool,
-    /// Whether it is the first that the block visits.
-    pub(crate) first_tile: bool,
+    /// What they are of the block's rows.
+    pub(crate) share: Share,
     /// Whether the groups of the block ask for the next tile together, see [`asks_together`](crate::tile::asks_together).
     pub(crate) together: bool,
+    /// Whether they did so for all of this tile.
+    pub(crate) asked: bool,
     pub(crate) next: Option<NextTile>,
 }
 
-impl At<'_> {
-    /// Whether nobody asked for the tile's part of some operand before these rows do: where that lies in one piece, groups may
-    /// have done so while they worked on the tile before.
-    #[inline(always)]
-    pub(crate) fn are_first(self, in_one_piece: bool) -> bool {
-        self.first_rows && (self.first_tile || !self.together || !in_one_piece)
-    }
+/// One of a tile's operands, as groups of rows ask for it together.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a, T> {
+    pub(crate) data: &'a [T],
+    /// Elements for each key.
+    pub(crate) len: usize,
+    /// Whether nothing lies between keys; otherwise nobody asks.
+    pub(crate) in_one_piece: bool,
+    /// How many keys after its first the next head begins, if that is what is visited after the last tile.
+    pub(crate) next_head: Option<usize>,
+}
 
-    /// What the rows ask for of `data`, `len` elements for each key: if nobody did before them, lines of this tile that are `near`;
-    /// else their share of the next.
+impl<'a, T> Operand<'a, T> {
+    /// Of what is packed, where the next block begins anywhere. The first of those that share it, which packs, asks for lines that it
+    /// is about to write.
     #[inline(always)]
-    pub(crate) fn asks<T>(self, near: Near, data: &[T], len: usize, in_one_piece: bool) -> Asks {
-        let first = self.are_first(in_one_piece);
-        match self.next {
-            Some(next) if self.together && in_one_piece && !first => {
-                Asks::Elsewhere(Elsewhere(NextTile::of(Some(next), data, len)))
-            }
-            _ => Asks::Near(near.only_if(first)),
-        }
+    pub(crate) fn packed(data: &'a [T], len: usize) -> Self {
+        Self { data, len, in_one_piece: true, next_head: None }
     }
 }
 
-/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next, or of what lies behind the
-/// last.
+impl<'a> At<'a> {
+    /// Of all rows that there are of a tile which is visited by itself.
+    #[inline(always)]
+    pub(crate) fn alone(tile: &'a Range<usize>, rows: usize) -> Self {
+        let share = Share { start: 0, end: rows, of: rows };
+        Self { tile, first_rows: true, share, together: false, asked: false, next: None }
+    }
+
+    /// Whether nobody asked for the tile's part of some operand before these rows do.
+    #[inline(always)]
+    pub(crate) fn are_first(self, in_one_piece: bool) -> bool {
+        self.first_rows && !(self.asked && in_one_piece)
+    }
+
+    /// What the rows ask for of an operand: if nobody did before them, lines of this tile that are `near`; else their share of the
+    /// next, or of where the next head begins.
+    #[inline(always)]
+    pub(crate) fn asks<I: Isa, T>(self, near: Near, operand: Operand<'_, T>) -> Asks {
+        let Operand { data, len, in_one_piece, next_head } = operand;
+        let first = self.are_first(in_one_piece);
+        if !asks_together(I::LANES, self.share.of) || !self.together || first || !in_one_piece {
+            return Asks::Near(near.only_if(first));
+        }
+        let behind = || next_head.map(|start| NextTile { start, len: start.min(TILE), share: self.share });
+        let piece = NextTile::of(self.next.or_else(behind), data, len);
+        Asks::Elsewhere(Elsewhere::than_tile(piece))
+    }
+}
+
+/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next.
 #[derive(Clone, Copy)]
 pub(crate) struct NextTile {
     /// Its first key.
@@ -180,7 +210,7 @@ impl NextTile {
         Self::of(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
     }
 
-    /// The same of what holds `len` elements for each key and comes from memory; nothing of it where it ends sooner.
+    /// The same of what holds `len` elements for each key; nothing of it where it ends sooner.
     #[inline(always)]
     pub(crate) fn of<T>(next: Option<Self>, data: &[T], len: usize) -> Piece {
         let there = next.filter(|next| (next.start + next.len) * len <= data.len());
@@ -258,52 +288,83 @@ impl<K: TierKernel> Bf16Kernel for OnBf16Dot<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mask::TILE;
+    use crate::kernel::MAX_ROWS;
+
+    const LEN: usize = 4;
+
+    struct Ask<'a> {
+        at: At<'a>,
+        operand: Operand<'a, f32>,
+    }
+
+    impl Kernel for Ask<'_> {
+        type Output = Asks;
+
+        fn run<I: Isa>(self, _isa: I) -> Asks {
+            self.at.asks::<I, f32>(Near::ForAny, self.operand)
+        }
+    }
 
     /// The first rows ask for lines of their tile, unless groups asked for it before; all others for their share of the next.
     #[test]
     fn who_asks_for_what() {
-        const LEN: usize = 4;
-        let data = vec![0.0f32; 2 * TILE * LEN];
+        let data = vec![0.0f32; 3 * TILE * LEN];
         let tile = 0..TILE;
-        let share = Share { start: 6, end: 12, of: 12 };
+        let share = Share { start: MAX_ROWS, end: 2 * MAX_ROWS, of: 2 * MAX_ROWS };
         let next = |start| Some(NextTile { start, len: TILE, share });
-        let at = |first_rows, first_tile, together| At {
+        let at = |first_rows, asked, together| At {
             tile: &tile,
             first_rows,
-            first_tile,
+            share,
             together,
+            asked,
             next: next(TILE),
         };
-        let asks = |at: At<'_>, in_one_piece| match at.asks(Near::ForAny, &data, LEN, in_one_piece) {
-            Asks::Near(Near::Nothing) => "nothing",
-            Asks::Near(_) => "near",
-            Asks::Elsewhere(Elsewhere(piece))
-                if piece == Piece::new(&data, TILE * LEN, TILE * LEN).share(share) =>
-            {
-                "its share"
+        let operand = |in_one_piece, next_head| Operand { data: &data, len: LEN, in_one_piece, next_head };
+        let their_share = |first: usize, len: usize| Piece::new(&data, first * LEN, len * LEN).share(share);
+        for level in Level::available() {
+            let asks = |at, operand| match level.dispatch(Ask { at, operand }) {
+                Asks::Near(Near::Nothing) => "nothing",
+                Asks::Near(_) => "near",
+                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == their_share(TILE, TILE) => "its share",
+                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == their_share(2 * TILE, TILE) => {
+                    "the next head's"
+                }
+                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == their_share(9, 9) => "a short head's",
+                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == Piece::new(&data, 0, 0) => "nothing",
+                Asks::Elsewhere(_) => "something else",
+            };
+            let wide = level.lanes() == 16;
+            for (first_rows, asked, together, in_one_piece, expected) in [
+                (true, false, true, true, "near"),
+                (false, false, true, true, if wide { "its share" } else { "nothing" }),
+                (true, true, true, true, if wide { "its share" } else { "nothing" }),
+                (false, true, true, true, if wide { "its share" } else { "nothing" }),
+                (true, true, true, false, "near"),
+                (false, true, true, false, "nothing"),
+                (true, false, false, true, "near"),
+                (false, false, false, true, "nothing"),
+            ] {
+                let at = at(first_rows, asked, together);
+                let what = format!("{level}: first rows: {first_rows}, asked: {asked}, together: {together}");
+                let got = asks(at, operand(in_one_piece, None));
+                assert_eq!(got, expected, "{what}, in one piece: {in_one_piece}");
+                assert_eq!(at.are_first(in_one_piece), expected == "near", "{what}");
             }
-            Asks::Elsewhere(Elsewhere(piece)) if piece == Piece::new(&data, 0, 0) => "nothing that is there",
-            Asks::Elsewhere(_) => "something else",
-        };
-        for (first_rows, first_tile, together, in_one_piece, expected) in [
-            (true, true, true, true, "near"),
-            (false, true, true, true, "its share"),
-            (true, false, true, true, "its share"),
-            (false, false, true, true, "its share"),
-            (true, false, true, false, "near"),
-            (false, false, true, false, "nothing"),
-            (true, false, false, true, "near"),
-            (false, false, false, true, "nothing"),
-        ] {
-            let at = at(first_rows, first_tile, together);
-            let what = format!("first rows: {first_rows}, first tile: {first_tile}, together: {together}");
-            assert_eq!(asks(at, in_one_piece), expected, "{what}, in one piece: {in_one_piece}");
-            assert_eq!(at.are_first(in_one_piece), expected == "near", "{what}");
+            let last = At { next: None, ..at(false, true, true) };
+            for (next_head, expected) in [
+                (None, "nothing"),
+                (Some(2 * TILE), "the next head's"),
+                (Some(3 * TILE), "nothing"),
+                (Some(9), "a short head's"),
+            ] {
+                let expected = if wide { expected } else { "nothing" };
+                assert_eq!(
+                    asks(last, operand(true, next_head)),
+                    expected,
+                    "{level}: next head at {next_head:?}"
+                );
+            }
         }
-        let behind = At { next: next(2 * TILE), ..at(false, false, true) };
-        assert_eq!(asks(behind, true), "nothing that is there", "behind the end");
-        let listed = At { next: None, ..at(false, false, true) };
-        assert_eq!(asks(listed, true), "nothing", "lists say what is next");
     }
 }

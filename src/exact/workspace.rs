@@ -113,7 +113,7 @@ impl ScratchSizes {
                 Engine::Exact(level)
                     if packs_values(
                         level.lanes(),
-                        true,
+                        true, // half precision packs wherever f32 does, and more
                         rows,
                         shared,
                         problem.max_kv_len.saturating_mul(problem.v_dim),
@@ -348,8 +348,8 @@ mod tests {
     /// Whatever call of a plan packs values finds room for all of a head's.
     #[test]
     fn there_is_room_for_packed_values() {
-        let mut packed = 0;
-        for level in Level::available() {
+        let (mut packed, mut widened) = (0, 0);
+        for level in Level::ALL {
             for (max_q_len, max_kv_len, v_dim) in
                 [(33, 300, 64), (100, 65, 128), (500, 4097, 1), (12, 900, 40), (3000, 129, 17), (64, 64, 64)]
             {
@@ -369,6 +369,7 @@ mod tests {
                             continue;
                         }
                         packed += 1;
+                        widened += usize::from(half && !shared && level.lanes() == 16);
                         let what = format!("{level}: {problem:?}, {kv_len} keys");
                         let there = if shared { kv_len.next_multiple_of(TILE) } else { TILE };
                         assert!(there * sizes.acc_stride <= sizes.values, "{what}: {sizes:?}");
@@ -377,6 +378,9 @@ mod tests {
                 }
             }
         }
-        assert!(packed > 0, "some calls pack values");
+        assert!(
+            widened > 0 && packed > widened,
+            "some calls pack values, {widened} of {packed} to widen them"
+        );
     }
 }

@@ -200,7 +200,7 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn split(self, a: __m256) -> (__m256, __m256) {
+    fn nearest_and_rest(self, a: __m256) -> (__m256, __m256) {
         let n = op!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
         (n, self.sub(a, n))
     }

@@ -217,7 +217,7 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
         })
     }
     #[inline(always)]
-    fn split(self, a: __m512) -> (__m512, __m512) {
+    fn nearest_and_rest(self, a: __m512) -> (__m512, __m512) {
         // The rest first: to reduce is one operation where to round is two (Intel's, from Skylake to Emerald Rapids).
         let rest = op!(_mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a));
         (self.sub(a, rest), rest)

@@ -67,9 +67,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// The magnitude of `a` with the sign of `b`.
     fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The nearest integer, ties to even, and `a` without it, both exact. `|a| <= 2^22`, infinite (the rest is then 0 or
-    /// NaN) or NaN.
-    fn split(self, a: Self::F) -> (Self::F, Self::F);
+    /// The nearest integer, ties to even, and what `a` is more, both exact; of an infinity itself and 0 or NaN, of NaN NaN. `|a| <= 2^22`
+    /// or not finite; any `a` where [`SCALES_ANY`](Isa::SCALES_ANY).
+    fn nearest_and_rest(self, a: Self::F) -> (Self::F, Self::F);
     /// `a * 2^n`, rounded once, for integral `n` in -252..=252 (any `n` where [`SCALES_ANY`](Isa::SCALES_ANY)) and
     /// `|a|` in [0.5, 2] or NaN.
     fn scale_exp2(self, a: Self::F, n: Self::F) -> Self::F;

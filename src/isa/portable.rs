@@ -115,7 +115,7 @@ impl Isa for Portable {
         f32x8::splat(-0.0).bitselect(b, a)
     }
     #[inline(always)]
-    fn split(self, a: f32x8) -> (f32x8, f32x8) {
+    fn nearest_and_rest(self, a: f32x8) -> (f32x8, f32x8) {
         let n = a.round_ties_even();
         (n, a - n)
     }

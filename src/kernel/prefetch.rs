@@ -117,27 +117,42 @@ impl Near {
     }
 }
 
-/// The next panel, for which the groups of rows that go through this one before it ask together, each for its share: it
-/// comes from memory while all of them compute, not while the first does. 14 tokens through the 42 MB of MiniLM gain
-/// 1.11, products whose weights lie in a cache nothing (examples `minilm --bench` and `bench_worker`, AVX2). A group by itself
-/// asks for what is [`Near`].
+/// What is worked on next, or packed, while the kernel goes through something else: the part of it that falls to its rows and
+/// columns, as much a step as is loaded, but a line at least and so many at most.
 #[derive(Clone, Copy)]
-pub(crate) struct NextPanel {
-    pub(crate) group: usize,
-    pub(crate) groups: usize,
-    pub(crate) from_memory: bool,
+pub(crate) struct Elsewhere<const LINES: usize> {
+    pub(crate) piece: Piece,
+    /// How many columns of scores share it.
+    pub(crate) columns: usize,
 }
 
-/// What is worked on next, or packed, while the kernel goes through something else: the part of it that falls to its rows and
-/// columns, up to so many lines a step.
-#[derive(Clone, Copy)]
-pub(crate) struct Elsewhere<const LINES: usize>(pub(crate) Piece);
+impl<const LINES: usize> Elsewhere<LINES> {
+    /// For a tile of the order of operations.
+    #[inline(always)]
+    pub(crate) fn than_tile(piece: Piece) -> Self {
+        Self { piece, columns: TILE }
+    }
+}
 
 /// What rows ask for that others go through the same operands with.
 #[derive(Clone, Copy)]
 pub(crate) enum Asks {
     Near(Near),
     Elsewhere(Elsewhere<1>),
+}
+
+impl Asks {
+    /// What is asked for with a run of a tile's columns.
+    #[inline(always)]
+    pub(crate) fn of_run(self, run: &Range<usize>) -> Self {
+        match self {
+            Asks::Near(near) => Asks::Near(near),
+            Asks::Elsewhere(Elsewhere { piece, columns }) => {
+                let part = Share { start: run.start, end: run.end, of: TILE };
+                Asks::Elsewhere(Elsewhere { piece: piece.share(part), columns })
+            }
+        }
+    }
 }
 
 /// Runs `$body` with what `$asks` is as `$ahead`.
@@ -209,8 +224,8 @@ impl Prefetch {
         Self { from, per_step: per_step * size_of::<T>(), asks }
     }
 
-    /// Asks for as many lines as the step loads, `bytes`: always as many, though the next may ask for some of them again; a
-    /// number that is not constant costs products from caches 3 %.
+    /// Asks for the lines of a step's `bytes` ([`Ahead::bytes_of_step`]): always as many, though the next may ask for some of them
+    /// again; a number that is not constant costs products from caches 3 %.
     #[inline(always)]
     pub(crate) fn ask<I: Isa>(self, isa: I, step: usize, bytes: usize) {
         if self.asks {
@@ -235,39 +250,10 @@ impl AheadOfPanels for Near {
     }
 }
 
-impl Ahead for NextPanel {}
-
-impl AheadOfPanels for NextPanel {
-    #[inline(always)]
-    fn scoring<T>(
-        self,
-        per_load: usize,
-        data: &[T],
-        dims: usize,
-        [first, width]: [usize; 2],
-        column: usize,
-    ) -> Prefetch {
-        let Self { group, groups, from_memory } = self;
-        let size = PANEL * dims;
-        if groups == 1 || 2 * size > data.len() {
-            let from_memory = from_memory && groups == 1;
-            return Near::first(from_memory).only_if(group == 0).scoring(
-                per_load,
-                data,
-                dims,
-                [first, width],
-                column,
-            );
-        }
-        let from = address(data, size + (size * group + first * dims) / groups);
-        Prefetch { from, per_step: width.div_ceil(groups) * size_of::<T>(), asks: true }
-    }
-}
-
 impl<const LINES: usize> Ahead for Elsewhere<LINES> {
     #[inline(always)]
-    fn bytes_of_step(self, _loaded: usize) -> usize {
-        LINES * LINE_BYTES
+    fn bytes_of_step(self, loaded: usize) -> usize {
+        loaded.clamp(LINE_BYTES, LINES * LINE_BYTES)
     }
 }
 
@@ -281,8 +267,8 @@ impl<const LINES: usize> AheadOfPanels for Elsewhere<LINES> {
         [_, width]: [usize; 2],
         column: usize,
     ) -> Prefetch {
-        let part = Share { start: column, end: column + width, of: TILE };
-        self.0.share(part).in_steps(dims, LINES * LINE_BYTES)
+        let part = Share { start: column, end: column + width, of: self.columns };
+        self.piece.share(part).in_steps(dims, self.bytes_of_step(width * size_of::<T>()))
     }
 }
 
@@ -309,7 +295,7 @@ impl<const LINES: usize> AheadOfValues for Elsewhere<LINES> {
         [d, width, v_dim]: [usize; 3],
     ) -> Prefetch {
         let part = Share { start: d, end: d + width, of: v_dim };
-        self.0.share(part).in_steps(count, LINES * LINE_BYTES)
+        self.piece.share(part).in_steps(count, self.bytes_of_step(width * size_of::<T>()))
     }
 }
 
@@ -386,6 +372,12 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Whether it is all of it.
+    #[inline(always)]
+    pub(crate) fn is_all(self) -> bool {
+        self.end - self.start == self.of
+    }
+
     /// That of `count` things.
     #[inline(always)]
     fn of(self, count: usize) -> Range<usize> {
@@ -418,69 +410,54 @@ mod tests {
         (prefetch.from.addr() - data.as_ptr().addr()) / 4
     }
 
-    /// Whatever the tiles and the number of groups, together they ask for all of the next panel.
-    #[test]
-    fn groups_share_the_next_panel() {
-        for (dims, width, groups) in
-            [(1, 16, 2), (7, 16, 3), (384, 16, 3), (384, 64, 3), (384, 32, 5), (100, 64, 22), (33, 8, 40)]
-        {
-            let panels = vec![0.0f32; 2 * PANEL * dims];
-            let size = PANEL * dims;
-            let mut asked = vec![false; 3 * size + width];
-            for group in 0..groups {
-                for first in (0..PANEL).step_by(width) {
-                    let ahead = NextPanel { group, groups, from_memory: true };
-                    let prefetch = ahead.scoring(6, &panels, dims, [first, width], first);
-                    let at = element(&panels, prefetch);
-                    for step in 0..dims {
-                        asked[at + step * prefetch.per_step / 4..][..prefetch.per_step / 4].fill(true);
+    /// What lies elsewhere, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
+    /// where their steps have room for it, and for nothing that does not follow on.
+    fn check_shares<const LINES: usize>(dims: usize, groups: &[usize], columns: usize, all: bool) {
+        let next = vec![0u32; TILE * dims];
+        let rows: usize = groups.iter().sum();
+        // Steps of a register tile, each of which loads 64 numbers.
+        let (steps, width) = (64, 64);
+        for scores in [true, false] {
+            let what = format!("{LINES} lines, {dims} dimensions, groups of {groups:?}, scores: {scores}");
+            let mut asked = vec![false; 4 * next.len() + steps * 4 * width];
+            let mut row = 0;
+            for group in groups {
+                let share = Share { start: row, end: row + group, of: rows };
+                row += group;
+                let piece = Piece::new(&next, 0, next.len()).share(share);
+                let ahead = Elsewhere::<LINES> { piece, columns };
+                let bytes = ahead.bytes_of_step(4 * width);
+                for tile in (0..columns).step_by(width) {
+                    let prefetch = match scores {
+                        true => ahead.scoring::<f32>(6, &[], steps, [0, width], tile),
+                        false => ahead.adding::<f32>(6, &[], [steps, 16], [tile, width, columns]),
+                    };
+                    let start = prefetch.from.addr() - next.as_ptr().addr();
+                    assert!(prefetch.per_step <= bytes, "{what}: nothing is left out in between");
+                    for step in 0..steps {
+                        asked[start + step * prefetch.per_step..][..bytes].fill(true);
                     }
                 }
             }
-            let what = format!("{dims} dimensions, tiles of {width}, {groups} groups");
-            assert!(!asked[..size].contains(&true), "{what}: nothing of this panel");
-            assert!(!asked[size..2 * size].contains(&false), "{what}: all of the next");
+            assert_eq!(!asked[..4 * next.len()].contains(&false), all, "{what}");
         }
     }
 
-    /// What is packed next, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
-    /// where their steps have room for it, and for nothing that does not follow on.
     #[test]
     fn groups_share_what_lies_elsewhere() {
         for (dims, groups, all) in [
-            (128, vec![6, 6, 4], true),
-            (80, vec![6, 2], true),
-            (33, vec![5], true),
-            (7, vec![6; 10], true),
-            (160, vec![6, 2], false),
+            (128, &[6, 6, 4][..], true),
+            (80, &[6, 2], true),
+            (33, &[5], true),
+            (7, &[6; 10], true),
+            (160, &[6, 2], false),
         ] {
-            let next = vec![0u32; TILE * dims];
-            let rows: usize = groups.iter().sum();
-            // Steps of the kernel, each of which asks for what it loads: 64 numbers.
-            let (steps, bytes) = (64, 256);
-            for scores in [true, false] {
-                let mut asked = vec![false; 4 * next.len() + steps * bytes];
-                let mut row = 0;
-                for group in &groups {
-                    let share = Share { start: row, end: row + group, of: rows };
-                    row += group;
-                    let ahead = Elsewhere::<4>(Piece::new(&next, 0, next.len()).share(share));
-                    for tile in (0..TILE).step_by(64) {
-                        let prefetch = match scores {
-                            true => ahead.scoring::<f32>(6, &[], steps, [0, 64], tile),
-                            false => ahead.adding::<f32>(6, &[], [steps, 16], [tile, 64, TILE]),
-                        };
-                        let start = prefetch.from.addr() - next.as_ptr().addr();
-                        let what = format!("{dims} dimensions, groups of {groups:?}, scores: {scores}");
-                        assert!(prefetch.per_step <= bytes, "{what}: nothing is left out in between");
-                        for step in 0..steps {
-                            asked[start + step * prefetch.per_step..][..bytes].fill(true);
-                        }
-                    }
-                }
-                let found = !asked[..4 * next.len()].contains(&false);
-                assert_eq!(found, all, "{dims} dimensions, groups of {groups:?}, scores: {scores}");
-            }
+            check_shares::<8>(dims, groups, TILE, all);
+        }
+        // A line a step is enough from four groups on: as much as they load, a quarter each.
+        for (groups, all) in [(&[6, 6][..], false), (&[6, 6, 4], false), (&[6; 4], true), (&[6; 11], true)] {
+            check_shares::<1>(64, groups, TILE, all);
+            check_shares::<1>(16, groups, 64, all);
         }
     }
 
@@ -497,18 +474,6 @@ mod tests {
                 (next, row) = (share.end, row + group);
             }
             assert_eq!(next, count);
-        }
-    }
-
-    /// There is no next panel.
-    #[test]
-    fn the_last_panel_asks_nearby() {
-        let panels = vec![0.0f32; PANEL * 8];
-        for (group, asks) in [(0, true), (1, false)] {
-            let ahead = NextPanel { group, groups: 3, from_memory: true };
-            let prefetch = ahead.scoring(6, &panels, 8, [16, 16], 16);
-            assert_eq!((element(&panels, prefetch), prefetch.per_step), (16, 4 * PANEL));
-            assert_eq!(prefetch.asks, asks, "group {group}");
         }
     }
 
