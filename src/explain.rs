@@ -179,7 +179,7 @@ mod tests {
     use half::f16;
 
     fn path<T: Element>(level: Level, rows: usize, panels: bool) -> KeyPath {
-        let values = vec![T::from_f32(0.5); 96 * 8];
+        let values = [T::from_f32(0.5); 96 * 8];
         let options = PlanOptions { level: Some(level), max_threads: Some(1), ..PlanOptions::default() };
         let plan = Plan::with_options(&Problem::new(1, 8, rows, 70), &options).expect("a plan");
         let q = View::new(&values[..rows * 8], [1, 1, rows, 8]).expect("queries");

@@ -183,12 +183,14 @@ impl<'a> At<'a> {
     pub(crate) fn asks<I: Isa, T>(self, near: Near, operand: Operand<'_, T>) -> Asks {
         let Operand { data, len, in_one_piece, next_head } = operand;
         let first = self.are_first(in_one_piece);
-        if !asks_together(I::LANES, self.share.of) || !self.together || first || !in_one_piece {
-            return Asks::Near(near.only_if(first));
-        }
+        let together = asks_together(I::LANES, self.share.of) && self.together && !first && in_one_piece;
         let behind = || next_head.map(|start| NextTile { start, len: start.min(TILE), share: self.share });
-        let piece = NextTile::of(self.next.or_else(behind), data, len);
-        Asks::Elsewhere(Elsewhere::than_tile(piece))
+        match self.next.or_else(behind) {
+            Some(next) if together => {
+                Asks::Elsewhere(Elsewhere::than_tile(NextTile::of(Some(next), data, len)))
+            }
+            _ => Asks::Near(near.only_if(first)),
+        }
     }
 }
 

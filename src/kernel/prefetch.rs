@@ -93,7 +93,7 @@ pub(crate) trait AheadOfValues: Ahead {
 }
 
 /// The lines a little ahead of those it loads.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Near {
     /// None of them: they lie in a cache.
     Nothing,
@@ -190,7 +190,8 @@ impl Piece {
     /// For so many steps that ask for `bytes` each: all of it, or as much from its start as they have room for.
     #[inline(always)]
     fn in_steps(self, steps: usize, bytes: usize) -> Prefetch {
-        Prefetch { from: self.start, per_step: self.bytes.div_ceil(steps.max(1)).min(bytes), asks: true }
+        let per_step = self.bytes.div_ceil(steps.max(1)).min(bytes);
+        Prefetch { from: self.start, per_step, asks: per_step > 0 }
     }
 }
 
@@ -224,12 +225,13 @@ impl Prefetch {
         Self { from, per_step: per_step * size_of::<T>(), asks }
     }
 
-    /// Asks for the lines of a step's `bytes` ([`Ahead::bytes_of_step`]): always as many, though the next may ask for some of them
+    /// Asks for the lines of the next step's `bytes` ([`Ahead::bytes_of_step`]): always as many, though the next may ask for some of them
     /// again; a number that is not constant costs products from caches 3 %.
     #[inline(always)]
-    pub(crate) fn ask<I: Isa>(self, isa: I, step: usize, bytes: usize) {
+    pub(crate) fn ask<I: Isa>(&mut self, isa: I, bytes: usize) {
         if self.asks {
-            ask(isa, self.from.wrapping_add(step * self.per_step), bytes);
+            ask(isa, self.from, bytes);
+            self.from = self.from.wrapping_add(self.per_step);
         }
     }
 }
@@ -404,11 +406,6 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Where it starts to ask.
-    fn element(data: &[f32], prefetch: Prefetch) -> usize {
-        (prefetch.from.addr() - data.as_ptr().addr()) / 4
-    }
 
     /// What lies elsewhere, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
     /// where their steps have room for it, and for nothing that does not follow on.

@@ -105,7 +105,7 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
     let dims = &panels.as_chunks::<PANEL>().0[..dims];
     let per_load = MR.div_ceil(P::ROWS);
     let bytes = ahead.bytes_of_step(NV * I::LANES * size_of::<P::Stored>());
-    let prefetch = ahead.scoring(per_load, panels, dims.len(), [first, NV * I::LANES], column);
+    let mut prefetch = ahead.scoring(per_load, panels, dims.len(), [first, NV * I::LANES], column);
     for step in 0..dims.len().div_ceil(P::ROWS) {
         let second = match dims.get(P::ROWS * step + 1) {
             Some(dim) if P::ROWS == 2 => dim,
@@ -115,8 +115,8 @@ fn score_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize>(
         for v in 0..NV {
             keys[v] = P::load(isa, [&dims[P::ROWS * step], second], first + v * I::LANES);
         }
-        for row in 0..P::ROWS {
-            prefetch.ask(isa, step * P::ROWS + row, bytes);
+        for _ in 0..P::ROWS {
+            prefetch.ask(isa, bytes);
         }
         for r in 0..MR {
             let x = P::splat(isa, q[r][step]);

@@ -174,7 +174,8 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
     }
     let per_load = MR.div_ceil(P::ROWS);
     let bytes = values.ahead.bytes_of_step(width * size_of::<P::Stored>());
-    let prefetch = values.ahead.adding(per_load, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
+    let mut prefetch =
+        values.ahead.adding(per_load, data, [count * P::ROWS, stride], [d, width, values.v_dim]);
     let mut rest = data.get(d..).unwrap_or(&[]);
     for j in 0..count {
         let mut value = [P::zero(isa); NV];
@@ -191,8 +192,8 @@ fn accumulate_tile<I: Isa, P: Product<I>, const MR: usize, const NV: usize, cons
                 value[v] = P::load(isa, [row, second], v * I::LANES);
             }
         }
-        for row in 0..P::ROWS {
-            prefetch.ask(isa, j * P::ROWS + row, bytes);
+        for _ in 0..P::ROWS {
+            prefetch.ask(isa, bytes);
         }
         rest = rest.get(P::ROWS * stride..).unwrap_or(&[]);
         for r in 0..MR {
