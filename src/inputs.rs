@@ -62,6 +62,14 @@ impl<T: Element> Keys<'_, T> {
             Keys::Panels(panels) => panels.shape(),
         }
     }
+
+    /// How many keys after a head's first the next head begins, if it is a whole number.
+    pub(crate) fn keys_per_head(&self) -> Option<usize> {
+        match self {
+            Keys::Rows(view) => view.rows_per_head(),
+            Keys::Panels(panels) => Some(panels.capacity()),
+        }
+    }
 }
 
 impl<'a, T: Element> From<View<'a, T>> for Keys<'a, T> {

@@ -197,6 +197,13 @@ impl<'a, T> View<'a, T> {
         self.strides
     }
 
+    /// How many rows after a head's first the next head begins (the next sequence, where each has one head), if it is a whole number.
+    pub(crate) fn rows_per_head(&self) -> Option<usize> {
+        let [batch, head, row, _] = self.strides;
+        let step = if self.shape[1] == 1 { batch } else { head };
+        (row > 0 && step > 0 && step.is_multiple_of(row)).then(|| step / row)
+    }
+
     /// The buffer, from element `[0, 0, 0, 0]`.
     pub fn data(&self) -> &'a [T] {
         self.data
@@ -394,5 +401,24 @@ impl<'a, T> ViewMut<'a, T> {
     /// As a view to read.
     pub fn as_view(&self) -> View<'_, T> {
         View { data: self.data, shape: self.shape, strides: self.strides }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_next_head_begins() {
+        let data = [0.0f32; 2 * 3 * 5 * 4];
+        let rows = |shape, layout| View::with_layout(&data, shape, layout).expect("a view").rows_per_head();
+        assert_eq!(rows([2, 3, 5, 4], Layout::HeadMajor), Some(5));
+        assert_eq!(rows([2, 1, 5, 4], Layout::HeadMajor), Some(5), "of the next sequence");
+        assert_eq!(rows([2, 1, 5, 4], Layout::TokenMajor), Some(5), "of the next sequence");
+        assert_eq!(rows([2, 3, 5, 4], Layout::TokenMajor), None, "in the middle of a row");
+        let room = View::with_strides(&data, [1, 2, 5, 4], [120, 40, 4, 1]).expect("a view");
+        assert_eq!(room.rows_per_head(), Some(10), "behind the room for more");
+        let same = View::with_strides(&data, [1, 2, 5, 4], [120, 0, 4, 1]).expect("a view");
+        assert_eq!(same.rows_per_head(), None, "all heads are one");
     }
 }

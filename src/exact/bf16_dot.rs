@@ -46,12 +46,12 @@ use super::call::Call;
 use super::columns::Columns;
 use super::rows::BlockRow;
 use super::sequence::Sequence;
-use super::tier::{Accumulators, At, NextTile, Runs, Stored, Tier};
+use super::tier::{Accumulators, At, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::{Operands, PairOperands};
 use crate::element::Element;
 use crate::isa::Bf16Dot;
-use crate::kernel::prefetch::{AheadOfValues, Elsewhere, Near, PrefetchRows, Share, ask_for};
+use crate::kernel::prefetch::{AheadOfValues, Near, PrefetchRows, Share, ask_for};
 use crate::kernel::product::{Halves, Pair};
 use crate::kernel::score::{KeyRows, ScoreRows};
 use crate::kernel::tiles::{Accumulate, Guarded, PairedTile, ScoreKeyRows, ScorePanels};
@@ -197,11 +197,12 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         source: &Source<'_, T>,
         operands: &Operands,
         group: Range<usize>,
-        At { tile, first_rows, next, .. }: At<'_>,
+        at: At<'_>,
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
         let (dims, head_dim) = (source.dims, source.head_dim);
+        let At { tile, first_rows, .. } = at;
         let q = &operands.pairs.queries[group.start * dims..];
         let (rows, columns) = (group.len(), columns.clone());
         let out = ScoreRows { out: scores, stride: Constant::<TILE>, scale: source.factor };
@@ -219,9 +220,9 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
             None => {}
         }
         let panels = &operands.pairs.keys[source.first(tile) * dims..];
-        let next = next.filter(|_| !source.whole);
-        let ahead =
-            Elsewhere::<8>::than_tile(source.keys.next_piece(next, head_dim, source.values.from_memory));
+        let piece =
+            source.keys.next_piece(source.packing_next(at), head_dim, source.values.from_memory, None);
+        let ahead = at.elsewhere::<8>(piece);
         isa.call_bf16(ScorePanels { rows, q, dims, panels, ahead, columns, out });
     }
 
@@ -230,12 +231,13 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
         isa: I,
         source: &Source<'_, T>,
         operands: &mut Operands,
-        At { tile, first_rows, next, .. }: At<'_>,
+        at: At<'_>,
         runs: &Runs,
         weights: &[f32],
         acc: Accumulators<'_>,
     ) {
         let Accumulators { rows, acc, stride: acc_stride } = acc;
+        let At { tile, first_rows, .. } = at;
         let stride = operands.v_stride;
         let first = source.first(tile) / 2;
         let (values, rounded) = (&operands.pairs.values, &mut operands.pairs.weights);
@@ -246,8 +248,8 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 &mut rounded[row * TILE / 2 + runs.columns.start / 2..],
             );
         }
-        let next = next.filter(|_| !source.whole);
-        let piece = NextTile::of_rows(next, source.values, source.v_dim);
+        let piece = source.packing_next(at).next_rows(source.values, source.v_dim, None);
+        let elsewhere = at.elsewhere::<8>(piece);
         for (run, guard) in pair_runs(&runs.runs) {
             if run.is_empty() {
                 continue;
@@ -269,11 +271,7 @@ impl<I: Bf16Dot> Tier<I> for Bf16DotTier {
                 stride,
                 // All that the accumulators have room for: rows of values are padded likewise.
                 v_dim: stride,
-                ahead: Elsewhere::<8>::than_tile(piece.share(Share {
-                    start: run.start,
-                    end: run.end,
-                    of: TILE / 2,
-                })),
+                ahead: elsewhere.of_run(&(2 * run.start..2 * run.end)),
                 in_pairs: false,
             };
             add_up(isa, guard, Accumulate { rows, values, keys, step: usize::MAX, weighted });
@@ -339,6 +337,12 @@ impl<'a> AsStored<'a> {
 }
 
 impl<T: Element> Source<'_, T> {
+    /// The same where what comes next is still to be packed; of what is packed once for all nothing is asked for.
+    #[inline(always)]
+    fn packing_next<'t>(&self, at: At<'t>) -> At<'t> {
+        if self.whole { At { next: None, ..at } } else { at }
+    }
+
     /// Where a tile's keys start in scratch.
     #[inline(always)]
     fn first(&self, tile: &Range<usize>) -> usize {

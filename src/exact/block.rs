@@ -170,6 +170,8 @@ struct Stage {
     last: bool,
     /// Whether all rows worked on all of the tile before, and so had occasion to ask for all of this one.
     asked: bool,
+    /// What is visited after it, by this block or the next, unless lists say.
+    next: Option<NextTile>,
 }
 
 /// Takes all tiles into all rows and ends those, unless the call is stopped.
@@ -193,6 +195,7 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
     let core = core(reach, call);
     let (mut opens_split, mut first_split) = (true, true);
     let (mut next_split, mut asked) = (0, false);
+    let behind = behind(call, block, visit.as_ref());
     while let Some(this) = visit {
         if call.is_stopped() {
             return; // `grid` notes that the rows are not complete
@@ -202,7 +205,13 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
         }
         let next = visits.next(call, &scratch.rows, this.tile.end);
         let closes_split = next.as_ref().is_none_or(|next| next.tile.start >= next_split);
-        let stage = Stage { opens_split, closes_split, first_split, last: next.is_none(), asked };
+        let next_tile = match &next {
+            Some(visit) if !call.mask.has_lists() => Some(NextTile::of_head(&visit.tile)),
+            Some(_) => None,
+            None => behind,
+        };
+        let stage =
+            Stage { opens_split, closes_split, first_split, last: next.is_none(), asked, next: next_tile };
         run_tile::<I, E, T>(
             isa,
             call,
@@ -218,6 +227,15 @@ fn compute<I: Isa, E: Tier<I>, T: Element>(
         opens_split = closes_split;
         visit = next;
     }
+}
+
+/// What is visited after a block's last tile, of which `first` is the first, where that is known and worth asking for: blocks that
+/// share keys, or have lists, may begin anywhere, and what few keys are costs less to read than to ask for.
+#[inline(always)]
+fn behind<T: Element>(call: &Call<'_, T>, block: &Block, first: Option<&Visit>) -> Option<NextTile> {
+    let known = !block.shares_keys && block.heads == 1 && !call.mask.has_lists();
+    let first = first.filter(|_| known && from_memory(call.work))?;
+    Some(NextTile::behind(&first.tile, &block.keys, block.sequence.kv_len))
 }
 
 /// Ends all rows of a block that visits no tile.
@@ -282,7 +300,8 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
     let (count, from_memory) = (scratch.rows.len(), from_memory(call.work));
     // What lies scattered is asked for while several groups work on another tile; else the hardware, or the kernel, asks.
     let ahead = next_visit.filter(|_| lists && count > MAX_ROWS);
-    let together = !lists && asks_together(I::LANES, count);
+    // Most calls of few keys visit one tile: the less there is to decide, the better.
+    let together = asks_together(I::LANES, count) && !lists && (stage.asked || stage.next.is_some());
     let mut first = 0;
     while first < count {
         let size = match lists {
@@ -295,13 +314,11 @@ fn run_tile<I: Isa, E: Tier<I>, T: Element>(
         if let Some(ahead) = ahead {
             E::ask_for_tile(isa, source, &scratch.operands, ahead, share);
         }
-        let next = next_visit.filter(|_| !lists).map(|visit| &visit.tile);
-        let next = next.map(|tile| NextTile { start: tile.start, len: tile.len(), share });
         if stage.opens_split {
             open_split(scratch, group.clone(), stage.first_split);
         }
         let asked = together && stage.asked;
-        let at = At { tile, first_rows: group.start == 0, share, together, asked, next };
+        let at = At { tile, first_rows: group.start == 0, share, together, asked, next: stage.next };
         let own = (group.clone(), core, stage.first_split);
         take_group::<I, E, T>(isa, call, scratch, (block, source), (visit, at), own);
         if stage.closes_split {

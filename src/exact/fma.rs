@@ -9,11 +9,10 @@ use super::tier::{Accumulators, At, Operand, Runs, Stored, Tier};
 use super::visit::Visit;
 use super::workspace::Operands;
 use crate::element::{DType, Element};
-use crate::inputs::Keys;
 use crate::isa::Isa;
 use crate::kernel::Constant;
 use crate::kernel::pack::{pack_query, value_panel, widen};
-use crate::kernel::prefetch::{Elsewhere, Near, Share, with_asks};
+use crate::kernel::prefetch::{Near, Share, with_asks};
 use crate::kernel::score::{KeyRows, ScoreRows, has_narrow_tiles};
 use crate::kernel::tiles::{
     Accumulate, AccumulatePacked, Guarded, PackPanel, PackValues, ScoreKeyRows, ScorePanels,
@@ -45,7 +44,7 @@ pub(crate) struct Source<'a, T> {
     from_memory: bool,
     /// Values to visit at a time.
     step: usize,
-    /// See [`Operand::next_head`]; of keys and of values.
+    /// See [`Operand::next_head`]; of keys and of values, where they come from memory.
     next_keys: Option<usize>,
     next_values: Option<usize>,
 }
@@ -114,13 +113,6 @@ impl<I: Isa> Tier<I> for FmaTier {
             true if block.shares_keys => ValuePacking::Head,
             true => ValuePacking::Tile,
         };
-        // Where others share the keys, or go on with them, the next block begins elsewhere.
-        let is_whole = !block.shares_keys && block.keys.end >= kv_len;
-        let next_keys = match call.keys {
-            Keys::Panels(panels) => Some(panels.capacity()),
-            Keys::Rows(_) => None,
-        };
-        let next_values = call.v.strides()[1].checked_div(v_dim);
         let row_bytes = v_dim * size_of::<T>();
         let step = match block.shares_keys {
             true => usize::MAX,
@@ -135,8 +127,8 @@ impl<I: Isa> Tier<I> for FmaTier {
             packing,
             from_memory,
             step,
-            next_keys: next_keys.filter(|_| is_whole),
-            next_values: next_values.filter(|_| is_whole),
+            next_keys: if from_memory { call.keys.keys_per_head() } else { None },
+            next_values: if from_memory { call.v.rows_per_head() } else { None },
         }
     }
 
@@ -257,7 +249,8 @@ impl<I: Isa> Tier<I> for FmaTier {
                     isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out }));
             }
             KeySource::PackedTile(keys) => {
-                let ahead = Elsewhere::<1>::than_tile(keys.next_piece(at.next, head_dim, source.from_memory));
+                let piece = keys.next_piece(at, head_dim, source.from_memory, source.next_keys);
+                let ahead = at.elsewhere::<1>(piece);
                 let panels = &operands.panels[..];
                 isa.call(ScorePanels { rows, q, dims: head_dim, panels, ahead, columns, out });
             }

@@ -42,12 +42,20 @@ impl<'a, T: Element> Stored<'a, T> {
         }
     }
 
-    /// What is asked for of those that are packed tile by tile, see [`NextTile::of_rows`].
+    /// What rows ask for of those that are packed tile by tile: their share of the next tile's, if it lies in one piece and is
+    /// expected to come from memory. `head` as in [`At::next_piece`].
     #[inline(always)]
-    pub(super) fn next_piece(self, next: Option<NextTile>, head_dim: usize, from_memory: bool) -> Piece {
+    pub(super) fn next_piece(
+        self,
+        at: At<'_>,
+        head_dim: usize,
+        from_memory: bool,
+        head: Option<usize>,
+    ) -> Piece {
         match self {
-            Stored::Panels(panels) => NextTile::of(next.filter(|_| from_memory), panels, head_dim),
-            Stored::Rows(rows) => NextTile::of_rows(next, rows, head_dim),
+            Stored::Panels(panels) if from_memory => at.next_piece(panels, head_dim, head),
+            Stored::Panels(panels) => Piece::new(panels, 0, 0),
+            Stored::Rows(rows) => at.next_rows(rows, head_dim, head),
         }
     }
 
@@ -137,7 +145,8 @@ pub(crate) struct At<'a> {
     pub(crate) share: Share,
     /// Whether the groups of the block ask for the next tile together, see [`asks_together`](crate::tile::asks_together).
     pub(crate) together: bool,
-    /// Whether they did so for all of this tile.
+    /// Whether they did so for this tile while they worked on the one before, all of them on all of it (but for the first rows,
+    /// where nobody had asked for that either).
     pub(crate) asked: bool,
     pub(crate) next: Option<NextTile>,
 }
@@ -150,7 +159,7 @@ pub(crate) struct Operand<'a, T> {
     pub(crate) len: usize,
     /// Whether nothing lies between keys; otherwise nobody asks.
     pub(crate) in_one_piece: bool,
-    /// How many keys after its first the next head begins, if that is what is visited after the last tile.
+    /// How many keys after its first the next head begins, if that is known.
     pub(crate) next_head: Option<usize>,
 }
 
@@ -178,46 +187,76 @@ impl<'a> At<'a> {
     }
 
     /// What the rows ask for of an operand: if nobody did before them, lines of this tile that are `near`; else their share of the
-    /// next, or of where the next head begins.
+    /// next.
     #[inline(always)]
     pub(crate) fn asks<I: Isa, T>(self, near: Near, operand: Operand<'_, T>) -> Asks {
         let Operand { data, len, in_one_piece, next_head } = operand;
+        // The first is of constants where it is never so, which leaves out the kernels that ask.
+        if !asks_together(I::LANES, self.share.of) || !self.together {
+            return Asks::Near(near.only_if(self.first_rows));
+        }
         let first = self.are_first(in_one_piece);
-        let together = asks_together(I::LANES, self.share.of) && self.together && !first && in_one_piece;
-        let behind = || next_head.map(|start| NextTile { start, len: start.min(TILE), share: self.share });
-        match self.next.or_else(behind) {
-            Some(next) if together => {
-                Asks::Elsewhere(Elsewhere::than_tile(NextTile::of(Some(next), data, len)))
-            }
-            _ => Asks::Near(near.only_if(first)),
+        let known = self.next.is_some_and(|next| !next.in_next_head || next_head.is_some());
+        if known && in_one_piece && !first {
+            return Asks::Elsewhere(self.elsewhere(self.next_piece(data, len, next_head)));
+        }
+        Asks::Near(near.only_if(first))
+    }
+
+    /// A piece to ask for while the rows go through the tile.
+    #[inline(always)]
+    pub(crate) fn elsewhere<const LINES: usize>(self, piece: Piece) -> Elsewhere<LINES> {
+        Elsewhere { piece, columns: self.tile.len().next_multiple_of(16) }
+    }
+
+    /// The rows' share of what holds `len` elements for each of the next tile's keys; nothing where it ends sooner, or the next head
+    /// is not known to begin `head` keys after this one.
+    #[inline(always)]
+    pub(crate) fn next_piece<T>(self, data: &[T], len: usize, head: Option<usize>) -> Piece {
+        let place = |next: NextTile| {
+            let start = next.start.checked_add(if next.in_next_head { head? } else { 0 })?;
+            let end = start.checked_add(next.len)?.checked_mul(len)?;
+            (end <= data.len()).then(|| Piece::new(data, start * len, next.len * len))
+        };
+        self.next.and_then(place).map_or(Piece::new(data, 0, 0), |piece| piece.share(self.share))
+    }
+
+    /// The same of rows, if they lie in one piece and are expected to come from memory.
+    #[inline(always)]
+    pub(crate) fn next_rows<T>(self, rows: KeyRows<'_, T>, len: usize, head: Option<usize>) -> Piece {
+        match rows.from_memory && rows.stride == len {
+            true => self.next_piece(rows.data, len, head),
+            false => Piece::new(rows.data, 0, 0),
         }
     }
 }
 
-/// What a group of rows may ask for while it works on a tile: its share of the one that is visited next.
-#[derive(Clone, Copy)]
+/// The tile that is visited next.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct NextTile {
     /// Its first key.
     pub(crate) start: usize,
     /// Keys there are.
     pub(crate) len: usize,
-    pub(crate) share: Share,
+    /// Whether it is the next head's, from whose first key on keys are counted then.
+    pub(crate) in_next_head: bool,
 }
 
 impl NextTile {
-    /// What is asked for of rows that are packed tile by tile, `len` elements each: those that lie in one piece, if they are
-    /// expected to come from memory; otherwise nothing that is not at hand.
+    /// One of the same head.
     #[inline(always)]
-    pub(crate) fn of_rows<T: Element>(next: Option<Self>, rows: KeyRows<'_, T>, len: usize) -> Piece {
-        Self::of(next.filter(|_| rows.from_memory && rows.stride == len), rows.data, len)
+    pub(crate) fn of_head(tile: &Range<usize>) -> Self {
+        Self { start: tile.start, len: tile.len(), in_next_head: false }
     }
 
-    /// The same of what holds `len` elements for each key; nothing of it where it ends sooner.
-    #[inline(always)]
-    pub(crate) fn of<T>(next: Option<Self>, data: &[T], len: usize) -> Piece {
-        let there = next.filter(|next| (next.start + next.len) * len <= data.len());
-        let piece = |next: Self| Piece::new(data, next.start * len, next.len * len).share(next.share);
-        there.map_or(Piece::new(data, 0, 0), piece)
+    /// What is visited after the last tile of a block that has `keys` of a head's `kv_len` by itself, and first visits the tile
+    /// `first`: the keys behind, or what the next head begins with.
+    pub(crate) fn behind(first: &Range<usize>, keys: &Range<usize>, kv_len: usize) -> Self {
+        if keys.end < kv_len {
+            return Self::of_head(&(keys.end..kv_len.min(keys.end + TILE)));
+        }
+        let start = if keys.start == 0 { first.start } else { 0 };
+        Self { start, len: first.len(), in_next_head: true }
     }
 }
 
@@ -313,14 +352,14 @@ mod tests {
         let data = vec![0.0f32; 3 * TILE * LEN];
         let tile = 0..TILE;
         let share = Share { start: MAX_ROWS, end: 2 * MAX_ROWS, of: 2 * MAX_ROWS };
-        let next = |start| Some(NextTile { start, len: TILE, share });
+        let next = |start, len, in_next_head| Some(NextTile { start, len, in_next_head });
         let at = |first_rows, asked, together| At {
             tile: &tile,
             first_rows,
             share,
             together,
             asked,
-            next: next(TILE),
+            next: next(TILE, TILE, false),
         };
         let operand = |in_one_piece, next_head| Operand { data: &data, len: LEN, in_one_piece, next_head };
         let their_share = |first: usize, len: usize| Piece::new(&data, first * LEN, len * LEN).share(share);
@@ -353,20 +392,35 @@ mod tests {
                 assert_eq!(got, expected, "{what}, in one piece: {in_one_piece}");
                 assert_eq!(at.are_first(in_one_piece), expected == "near", "{what}");
             }
-            let last = At { next: None, ..at(false, true, true) };
-            for (next_head, expected) in [
-                (None, "nothing"),
-                (Some(2 * TILE), "the next head's"),
-                (Some(3 * TILE), "nothing"),
-                (Some(9), "a short head's"),
+            for (next, next_head, expected) in [
+                (None, None, "nothing"),
+                (None, Some(2 * TILE), "nothing"),
+                (next(0, TILE, true), None, "nothing"),
+                (next(0, TILE, true), Some(2 * TILE), "the next head's"),
+                (next(TILE, TILE, true), Some(TILE), "the next head's"),
+                (next(TILE, TILE, true), Some(2 * TILE), "nothing"),
+                (next(0, 9, true), Some(9), "a short head's"),
             ] {
                 let expected = if wide { expected } else { "nothing" };
-                assert_eq!(
-                    asks(last, operand(true, next_head)),
-                    expected,
-                    "{level}: next head at {next_head:?}"
-                );
+                let got = asks(At { next, ..at(false, true, true) }, operand(true, next_head));
+                assert_eq!(got, expected, "{level}: {next:?}, next head at {next_head:?}");
             }
+        }
+    }
+
+    /// A block goes on behind its keys, or where the next head's block begins: as this one did, or with the head's first split.
+    #[test]
+    fn what_lies_behind_a_block() {
+        let tile = |start, len, in_next_head| NextTile { start, len, in_next_head };
+        for (first, keys, kv_len, expected) in [
+            (0..256, 0..4096, 4096, tile(0, 256, true)),
+            (0..100, 0..100, 100, tile(0, 100, true)),
+            (512..768, 0..4096, 4096, tile(512, 256, true)),
+            (0..256, 0..1024, 4096, tile(1024, 256, false)),
+            (0..256, 0..1024, 1100, tile(1024, 76, false)),
+            (1024..1280, 1024..4096, 4096, tile(0, 256, true)),
+        ] {
+            assert_eq!(NextTile::behind(&first, &keys, kv_len), expected, "{first:?}, {keys:?} of {kv_len}");
         }
     }
 }

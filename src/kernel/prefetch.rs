@@ -40,7 +40,6 @@
 use super::score::KeyRows;
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::mask::TILE;
 use crate::panels::PANEL;
 use std::ops::Range;
 
@@ -122,15 +121,16 @@ impl Near {
 #[derive(Clone, Copy)]
 pub(crate) struct Elsewhere<const LINES: usize> {
     pub(crate) piece: Piece,
-    /// How many columns of scores share it.
+    /// How many columns share it, of scores or of what is added up.
     pub(crate) columns: usize,
 }
 
 impl<const LINES: usize> Elsewhere<LINES> {
-    /// For a tile of the order of operations.
+    /// What is asked for with a run of the columns.
     #[inline(always)]
-    pub(crate) fn than_tile(piece: Piece) -> Self {
-        Self { piece, columns: TILE }
+    pub(crate) fn of_run(self, run: &Range<usize>) -> Self {
+        let part = Share { start: run.start, end: run.end, of: self.columns };
+        Self { piece: self.piece.share(part), ..self }
     }
 }
 
@@ -147,10 +147,7 @@ impl Asks {
     pub(crate) fn of_run(self, run: &Range<usize>) -> Self {
         match self {
             Asks::Near(near) => Asks::Near(near),
-            Asks::Elsewhere(Elsewhere { piece, columns }) => {
-                let part = Share { start: run.start, end: run.end, of: TILE };
-                Asks::Elsewhere(Elsewhere { piece: piece.share(part), columns })
-            }
+            Asks::Elsewhere(elsewhere) => Asks::Elsewhere(elsewhere.of_run(run)),
         }
     }
 }
@@ -296,7 +293,7 @@ impl<const LINES: usize> AheadOfValues for Elsewhere<LINES> {
         [count, _]: [usize; 2],
         [d, width, v_dim]: [usize; 3],
     ) -> Prefetch {
-        let part = Share { start: d, end: d + width, of: v_dim };
+        let part = Share { start: d, end: v_dim.min(d + width), of: v_dim };
         self.piece.share(part).in_steps(count, self.bytes_of_step(width * size_of::<T>()))
     }
 }
@@ -406,6 +403,21 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::{Kernel, Level};
+    use crate::mask::TILE;
+
+    struct Step<'a> {
+        prefetch: &'a mut Prefetch,
+        bytes: usize,
+    }
+
+    impl Kernel for Step<'_> {
+        type Output = ();
+
+        fn run<I: Isa>(self, isa: I) {
+            self.prefetch.ask(isa, self.bytes);
+        }
+    }
 
     /// What lies elsewhere, of which groups have their shares: together, tile by tile and step by step, they ask for all of it
     /// where their steps have room for it, and for nothing that does not follow on.
@@ -425,14 +437,15 @@ mod tests {
                 let ahead = Elsewhere::<LINES> { piece, columns };
                 let bytes = ahead.bytes_of_step(4 * width);
                 for tile in (0..columns).step_by(width) {
-                    let prefetch = match scores {
+                    let mut prefetch = match scores {
                         true => ahead.scoring::<f32>(6, &[], steps, [0, width], tile),
                         false => ahead.adding::<f32>(6, &[], [steps, 16], [tile, width, columns]),
                     };
-                    let start = prefetch.from.addr() - next.as_ptr().addr();
                     assert!(prefetch.per_step <= bytes, "{what}: nothing is left out in between");
-                    for step in 0..steps {
-                        asked[start + step * prefetch.per_step..][..bytes].fill(true);
+                    for _ in 0..steps {
+                        let start = prefetch.from.addr() - next.as_ptr().addr();
+                        asked[start..][..bytes].fill(true);
+                        Level::Portable.dispatch(Step { prefetch: &mut prefetch, bytes });
                     }
                 }
             }
