@@ -128,9 +128,9 @@ pub(crate) fn streamed_keys(
     bytes.div_ceil(row_bytes.max(1))
 }
 
-/// The same for rows that find values in L2, as those after a block's first do: with vectors of 16 lanes all that there are, as fewer load and
-/// store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, no faster in f16; example
-/// `bench_worker`, 4096 keys of 128 dimensions in a cache, Emerald Rapids).
+/// The same for rows that find values in L2, as those after a block's first do: with vectors of 16 lanes all that there are, as
+/// fewer load and store the accumulators more often (16 and 32 rows per KV head are 1.06 to 1.1 times as fast in f32, no faster in
+/// f16; example `bench_worker`, 4096 keys of 128 dimensions in a cache, Emerald Rapids).
 #[inline(always)]
 pub(crate) fn streamed_again(lanes: usize, streamed: usize) -> usize {
     if lanes < 16 { streamed } else { usize::MAX }

@@ -54,7 +54,7 @@ impl<'a, T: Element> Stored<'a, T> {
     ) -> Piece {
         match self {
             Stored::Panels(panels) if from_memory => at.next_piece(panels, head_dim, head),
-            Stored::Panels(panels) => Piece::new(panels, 0, 0),
+            Stored::Panels(_) => Piece::NOTHING,
             Stored::Rows(rows) => at.next_rows(rows, head_dim, head),
         }
     }
@@ -218,7 +218,7 @@ impl<'a> At<'a> {
             let end = start.checked_add(next.len)?.checked_mul(len)?;
             (end <= data.len()).then(|| Piece::new(data, start * len, next.len * len))
         };
-        self.next.and_then(place).map_or(Piece::new(data, 0, 0), |piece| piece.share(self.share))
+        self.next.and_then(place).map_or(Piece::NOTHING, |piece| piece.share(self.share))
     }
 
     /// The same of rows, if they lie in one piece and are expected to come from memory.
@@ -226,7 +226,7 @@ impl<'a> At<'a> {
     pub(crate) fn next_rows<T>(self, rows: KeyRows<'_, T>, len: usize, head: Option<usize>) -> Piece {
         match rows.from_memory && rows.stride == len {
             true => self.next_piece(rows.data, len, head),
-            false => Piece::new(rows.data, 0, 0),
+            false => Piece::NOTHING,
         }
     }
 }
@@ -372,7 +372,7 @@ mod tests {
                     "the next head's"
                 }
                 Asks::Elsewhere(Elsewhere { piece, .. }) if piece == their_share(9, 9) => "a short head's",
-                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == Piece::new(&data, 0, 0) => "nothing",
+                Asks::Elsewhere(Elsewhere { piece, .. }) if piece == Piece::NOTHING => "nothing",
                 Asks::Elsewhere(_) => "something else",
             };
             let wide = level.lanes() == 16;

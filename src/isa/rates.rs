@@ -22,30 +22,27 @@ impl Bf16Kernel for StepTimes {
 
     #[inline(always)]
     fn run<I: Bf16Dot>(self, isa: I) -> [Duration; 2] {
-        let one = isa.splat(black_box(1.0));
-        let pair = isa.splat_pair(black_box([bf16::ONE; 2]));
         let mut least = [Duration::MAX; 2];
         for _ in 0..ROUNDS {
-            let mut sums = [one; CHAINS];
-            let start = Instant::now();
-            for _ in 0..STEPS {
-                for sum in &mut sums {
-                    *sum = isa.mul_add(one, one, *sum);
-                }
-            }
-            black_box(sums);
-            least[0] = least[0].min(start.elapsed());
-
-            let mut sums = [one; CHAINS];
-            let start = Instant::now();
-            for _ in 0..STEPS {
-                for sum in &mut sums {
-                    *sum = isa.dot_bf16(*sum, pair, pair);
-                }
-            }
-            black_box(sums);
-            least[1] = least[1].min(start.elapsed());
+            least[0] = least[0].min(time::<I, false>(isa));
+            least[1] = least[1].min(time::<I, true>(isa));
         }
         least
     }
+}
+
+/// The time of all steps once, of dot products or of multiply-adds.
+#[inline(always)]
+fn time<I: Bf16Dot, const DOTS: bool>(isa: I) -> Duration {
+    let one = isa.splat(black_box(1.0));
+    let pair = isa.splat_pair(black_box([bf16::ONE; 2]));
+    let mut sums = [one; CHAINS];
+    let start = Instant::now();
+    for _ in 0..STEPS {
+        for sum in &mut sums {
+            *sum = if DOTS { isa.dot_bf16(*sum, pair, pair) } else { isa.mul_add(one, one, *sum) };
+        }
+    }
+    black_box(sums);
+    start.elapsed()
 }

@@ -26,7 +26,7 @@
 //! What a block's rows visit next comes from memory, or L3, while they work on the tile before, if it lies in one piece: each group
 //! asks for its share, step by step ([`Elsewhere`]), see [`asks_together`]. All lines of a share at once would stop the core, and
 //! lose 1 to 15 %; one line a step costs nothing where L2 has them. Where nobody did (rows of values with gaps, a block's first
-//! tile, a single group), the first rows ask for what is near, as above.
+//! tile or one after a tile that not all rows attend, a single group), the first rows ask for what is near, as above.
 //!
 //! The bf16 tier, whose packing waits for memory most, asks while it packs, too: a panel ahead, for rows of keys as above. Both
 //! together gain 1.1 to 1.6 from `KeyPanels` and 1.2 to 2 from rows (8 to 64 rows of weights, all packed, 4096 keys; example
@@ -171,6 +171,9 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    /// Nothing.
+    pub(crate) const NOTHING: Piece = Piece { start: std::ptr::null(), bytes: 0 };
+
     /// `len` elements from `first` on, whether they are there or not.
     #[inline(always)]
     pub(crate) fn new<T>(data: &[T], first: usize, len: usize) -> Self {

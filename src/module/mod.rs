@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `config.rs`, `activation.rs` | what a module is |
 //! | `weights.rs`, `names.rs`, `safetensors.rs`, `init.rs` | its numbers: by whose names, from files, out of a seed |
-//! | `linear.rs`, `projections.rs` | matrix products on packed weights; queries, keys and values by them |
+//! | `linear.rs`, `linear/product.rs`, `projections.rs` | matrix products on packed weights, one task of them; queries, keys and values by them |
 //! | `absorbed.rs` | few queries: projections moved from the tokens to the queries and the sums |
 //! | `tensor.rs`, `policy.rs` | inputs, and what becomes of bad ones |
 //! | `call.rs`, `workspace.rs` | what a call reads and writes, and its scratch |
